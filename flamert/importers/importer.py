@@ -1,0 +1,408 @@
+"""The importer: a partial evaluator that walks ONNX nodes for one input signature and builds the stages of a Program."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flamert import graph as g
+from flamert.errors import FlamertError, InvalidModel, UnsafeModel, UnsupportedOp
+from flamert.graph import INPUT, Graph, Source, Value
+from flamert.importers.onnx import OnnxGraph, OnnxNode, Reference
+from flamert.importers.registry import Context, Converter, Enter, Entry, HostCall, NeedValue, Opaque, as_entry, find
+from flamert.ops.evaluate import evaluate, value_of
+from flamert.runtime.program import Call, Read, Return, Slot, Stage, flatten
+
+FOLD_BYTES = 1 << 16
+"""Known results up to this size are computed while importing; larger ones are left to the folding pass."""
+
+MAX_NODES = 1_000_000
+"""Nodes that one import may visit, functions and unrolled loops included, before the model counts as a bomb."""
+
+
+class Scope:
+    """Names of one graph, with the names around it."""
+
+    __slots__ = ("names", "opsets", "parent")
+
+    def __init__(self, opsets: Mapping[str, int], parent: Scope | None = None) -> None:
+        self.names: dict[str, Entry] = {}
+        self.opsets = opsets
+        self.parent = parent
+
+    def find(self, name: str) -> Entry:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.parent
+        raise InvalidModel(f"{name!r} is read but never written")
+
+
+class Frame:
+    """A graph being imported: how far, and what to do with its outputs at the end."""
+
+    __slots__ = ("at", "attributes", "graph", "leave", "node", "scope", "state")
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        scope: Scope,
+        node: OnnxNode | None = None,
+        leave: Any = None,
+        state: Sequence[Entry] = (),
+    ) -> None:
+        self.graph, self.scope, self.node, self.leave, self.state = graph, scope, node, leave, list(state)
+        self.at = 0
+        self.attributes: Mapping[str, Any] | None = None
+
+    def remaining(self) -> Sequence[OnnxNode]:
+        return self.graph.nodes[self.at :]
+
+
+class Importer:
+    """One walk over a model for one signature. `start` gives the first Stage; later ones come from the stages' `resume`.
+
+    functions: model-local functions by (domain, name, overload). file: for messages.
+    """
+
+    def __init__(self, functions: Mapping[tuple[str, str, str], OnnxGraph], file: str = "") -> None:
+        self.functions = functions
+        self.file = file
+        self.visited = 0
+        self.frames: list[Frame] = []
+        self.slots: dict[Value | Opaque, Slot] = {}
+        self.numbers = itertools.count()
+        self.received: list[Slot] = []
+
+    # -- values that come from outside --------------------------------------------------------------------------------
+
+    def receive(self, obj: Any, name: str = "") -> Entry:
+        """An Entry for a run-time object of this structure, with a slot for each of its leaves, in `flatten`'s order."""
+        if obj is None:
+            return None
+        if isinstance(obj, list):
+            return [self.receive(x, name) for x in obj]
+        if isinstance(obj, np.ndarray | np.generic):
+            return self.receive_type(g.TensorType(tuple(obj.shape), obj.dtype), name)
+        entry = Opaque(type(obj).__name__)
+        self.slots[entry] = self._slot(None)
+        self.received.append(self.slots[entry])
+        return entry
+
+    def receive_type(self, type: g.TensorType, name: str = "") -> Value:
+        value = g.input(type, name)
+        self.slots[value] = self._slot(type.dtype)
+        self.received.append(self.slots[value])
+        return value
+
+    def _slot(self, dtype: np.dtype | None) -> Slot:
+        return Slot(next(self.numbers), dtype)
+
+    # -- the walk -----------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        graph: OnnxGraph,
+        opsets: Mapping[str, int],
+        bindings: Mapping[str, Entry],
+        outputs: Sequence[str] | None = None,
+    ) -> Stage:
+        """Import `graph` with its inputs, initializers and captured names bound; its outputs are what the program returns."""
+        if outputs is not None:
+            graph = _pruned(graph, outputs)
+        scope = Scope(opsets)
+        scope.names.update(bindings)
+        self.frames = [Frame(graph, scope)]
+        return self.run()
+
+    def run(self) -> Stage:
+        """Go on until the model ends or only data can tell how."""
+        while True:
+            frame = self.frames[-1]
+            if frame.at == len(frame.graph.nodes):
+                results = [self.lookup(frame.scope, name) for name in frame.graph.outputs]
+                if len(self.frames) == 1:
+                    return self._finish(results)
+                self.frames.pop()
+                assert frame.node is not None
+                self._settle(self.frames[-1], frame.node, frame.leave(results, frame.state))
+                continue
+            node = frame.graph.nodes[frame.at]
+            source = Source(node.op_type, node.name or (node.outputs[0] if node.outputs else ""), self.file)
+            try:
+                with g.sourced(source):
+                    result = self._convert(frame, node)
+            except NeedValue as need:
+                return self._read(need.wanted)
+            except FlamertError as error:
+                raise error.at(str(source))
+            except (
+                ValueError,
+                TypeError,
+                IndexError,
+                KeyError,
+                AttributeError,
+                OverflowError,
+                ZeroDivisionError,
+            ) as error:
+                raise InvalidModel(f"{type(error).__name__}: {error}").at(str(source)) from error
+            frame.at += 1
+            if isinstance(result, HostCall):
+                return self._call(node, result)
+            self._settle(frame, node, result)
+
+    def lookup(self, scope: Scope, name: str) -> Entry:
+        return None if name == "" else scope.find(name)
+
+    def _convert(self, frame: Frame, node: OnnxNode) -> Any:
+        self.visited += 1
+        if self.visited > MAX_NODES:
+            raise UnsafeModel(f"the model expands to more than {MAX_NODES} nodes")
+        inputs = [self.lookup(frame.scope, name) for name in node.inputs]
+        function = self.functions.get((node.domain, node.op_type, node.overload)) if self.functions else None
+        attributes = node.attributes
+        if frame.attributes is not None:
+            attributes = _resolved(attributes, frame.attributes)
+        if function is not None:
+            return self._enter_function(function, inputs, attributes)
+        opset = frame.scope.opsets.get(node.domain, 0)
+        found = find(node.domain, node.op_type, opset) if opset else None
+        if found is None:
+            return self._expand_schema(node, opset, inputs, attributes)
+        if not attributes.keys() <= found.attributes:
+            unknown = sorted(attributes.keys() - found.attributes)
+            raise UnsupportedOp(f"{node.op_type} (opset {opset}) has the unknown attribute {', '.join(unknown)}")
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        if found.operands is not None and len(inputs) > found.operands:
+            raise InvalidModel(f"{node.op_type} takes at most {found.operands} inputs at opset {opset}, got {len(inputs)}")
+        ctx = Context(self, node, opset)
+        if not found.strings and any(isinstance(v, Value) and v.dtype.hasobject for v in inputs):
+            return self._on_host(found, ctx, inputs, attributes)
+        return found.run(ctx, *inputs, **attributes)
+
+    def _settle(self, frame: Frame, node: OnnxNode, result: Any) -> None:
+        """Bind a conversion's results to the node's output names, folding small known ones; or enter another graph."""
+        if isinstance(result, Enter):
+            function = result.attributes is not None
+            scope = Scope(result.graph.opsets or frame.scope.opsets, None if function else frame.scope)
+            scope.names.update({k: as_entry(v) for k, v in result.graph.initializers.items()})
+            scope.names.update(result.bindings)
+            entered = Frame(result.graph, scope, node, result.leave, result.state)
+            entered.attributes = result.attributes if function else frame.attributes
+            self.frames.append(entered)
+            return
+        results = result if isinstance(result, tuple | list) else (result,)
+        if len(results) < sum(map(bool, node.outputs)):
+            raise InvalidModel(f"{node.op_type} gives {len(results)} outputs, {len(node.outputs)} are named").at(
+                str(Source(node.op_type, node.name, self.file))
+            )
+        for name, entry in zip(node.outputs, results, strict=False):
+            if name:
+                if isinstance(entry, Value) and entry.node.known and entry.constant is None and entry.type.nbytes <= FOLD_BYTES:
+                    entry = g.constant(value_of(entry))
+                frame.scope.names[name] = entry
+
+    def _enter_function(self, function: OnnxGraph, inputs: Sequence[Entry], attributes: Mapping[str, Any]) -> Enter:
+        if len(self.frames) > 200:
+            raise UnsafeModel(f"functions are nested more than 200 deep (is {function.name!r} recursive?)")
+        if len(inputs) > len(function.inputs):
+            raise InvalidModel(f"function {function.name!r} takes {len(function.inputs)} inputs, got {len(inputs)}")
+        padded = [*inputs, *[None] * (len(function.inputs) - len(inputs))]
+        bindings = dict(zip(function.inputs, padded, strict=True))
+        return Enter(function, bindings, lambda results, state: results, (), {**function.defaults, **attributes})
+
+    def _expand_schema(self, node: OnnxNode, opset: int, inputs: Sequence[Entry], attributes: Mapping[str, Any]) -> Any:
+        from flamert.importers.schema import function_body
+
+        if opset == 0:
+            known = sorted(self.frames[-1].scope.opsets)
+            raise UnsupportedOp(
+                f"{node.domain or 'ai.onnx'}::{node.op_type}: the model imports no opset of this domain (it imports {known})"
+            )
+        function = function_body(node, opset, inputs, attributes)
+        if function is None:
+            raise UnsupportedOp(
+                f"{node.domain or 'ai.onnx'}::{node.op_type} (opset {opset}) has no converter; register one with "
+                "flamert.importers.registry.converter"
+            )
+        return self._enter_function(function, inputs, attributes)
+
+    def _on_host(self, found: Converter, ctx: Context, inputs: Sequence[Entry], attributes: Mapping[str, Any]) -> Any:
+        """A node on string tensors: build its graph over stand-in inputs and evaluate that with NumPy when data is there."""
+        stand_ins = {v: g.input(v.type) for v in inputs if isinstance(v, Value) and not v.node.known}
+        try:
+            result = found.run(ctx, *[stand_ins.get(v, v) if isinstance(v, Value) else v for v in inputs], **attributes)
+        except NeedValue as need:
+            original = {s: v for v, s in stand_ins.items()}
+            raise NeedValue([original.get(w, w) for w in need.wanted]) from None
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        if not stand_ins:
+            return [g.constant(value_of(r)) for r in results]
+        names = list(stand_ins.values())
+        return HostCall(lambda *arrays: evaluate(results, dict(zip(names, arrays, strict=True))), tuple(stand_ins))
+
+    # -- the ends of stages -------------------------------------------------------------------------------------------
+
+    def _finish(self, results: Sequence[Entry]) -> Stage:
+        crossing: list[Value] = []
+        trees = tuple([self._tree(r, crossing) for r in results])
+        return self._stage(crossing, Return(trees), None)
+
+    def _read(self, wanted: Sequence[Value]) -> Stage:
+        """Close the stage so that `wanted` can be read; what follows knows their contents."""
+        crossing: list[Value] = []
+        slots = tuple([self._tree(v, crossing) for v in wanted])
+
+        def resume(found: Sequence[np.ndarray], received: Importer) -> None:
+            received.replace(dict(zip(wanted, [g.constant(np.array(a)) for a in found], strict=True)))
+
+        return self._close(crossing, Read(slots), resume)
+
+    def _call(self, node: OnnxNode, call: HostCall) -> Stage:
+        crossing: list[Value] = []
+        arguments = tuple([self._tree(a, crossing) for a in call.arguments])
+
+        def resume(found: Sequence[Any], received: Importer) -> None:
+            received._settle(received.frames[-1], node, [received.receive(r) for r in found])
+
+        return self._close(crossing, Call(call.run, arguments), resume)
+
+    def _close(self, crossing: list[Value], step: Read | Call, resume: Callable[[Sequence[Any], Importer], None]) -> Stage:
+        """End the static stage here. Its continuation starts from a copy of this importer's state, once per outcome."""
+        needed = {name for frame in self.frames for node in frame.remaining() for name in node.reads}
+        needed.update(name for frame in self.frames for name in frame.graph.outputs)
+        state = self.copy(needed)
+        for entry in state.entries():
+            _collect(entry, crossing)
+        crossing = list(dict.fromkeys(crossing))
+        for value in crossing:
+            if value not in self.slots:
+                self.slots[value] = self._slot(value.dtype)
+        slots = {v: self.slots[v] for v in crossing}
+        state.slots = {e: slot for e, slot in self.slots.items() if isinstance(e, Opaque)}
+
+        def go_on(found: Sequence[Any]) -> Stage:
+            importer = state.copy()
+            fresh = {v: g.input(v.type) for v in slots}
+            importer.slots.update({fresh[v]: slot for v, slot in slots.items()})
+            if isinstance(step, Read):
+                resume(found, importer)
+            importer.replace(fresh)
+            if isinstance(step, Call):
+                resume(found, importer)
+            received = tuple(importer.received)
+            stage = importer.run()
+            stage.received = received
+            return stage
+
+        return self._stage(crossing, step, go_on)
+
+    def _stage(self, crossing: Sequence[Value], step: Any, resume: Any) -> Stage:
+        computed = [v for v in dict.fromkeys(crossing) if v.node.op is not INPUT]
+        if not computed:
+            return Stage(None, (), (), step, resume)
+        read = [n.outputs[0] for n in g.topological(computed) if n.op is INPUT]
+        return Stage(Graph(read, computed), [self.slots[v] for v in read], [self.slots[v] for v in computed], step, resume)
+
+    def _tree(self, entry: Entry, crossing: list[Value]) -> Any:
+        """An Entry as run-time slots and arrays; Values that must be computed for it are added to `crossing`."""
+        if isinstance(entry, list):
+            return [self._tree(e, crossing) for e in entry]
+        if isinstance(entry, Value):
+            if entry.node.known:
+                return value_of(entry) if entry.constant is None else entry.constant
+            if entry not in self.slots:
+                self.slots[entry] = self._slot(entry.dtype)
+            crossing.append(entry)
+            return self.slots[entry]
+        return self.slots[entry] if isinstance(entry, Opaque) else entry
+
+    def copy(self, needed: set[str] | None = None) -> Importer:
+        """The same state, independent of this one; with `needed`, other names are forgotten."""
+        twin = Importer(self.functions, self.file)
+        twin.visited, twin.numbers = self.visited, self.numbers
+        scopes: dict[Scope, Scope] = {}
+
+        def copied(scope: Scope | None) -> Scope | None:
+            if scope is None:
+                return None
+            if scope not in scopes:
+                new = scopes[scope] = Scope(scope.opsets, copied(scope.parent))
+                new.names = {n: e for n, e in scope.names.items() if needed is None or n in needed}
+            return scopes[scope]
+
+        for frame in self.frames:
+            new = Frame(frame.graph, copied(frame.scope), frame.node, frame.leave, frame.state)  # type: ignore[arg-type]
+            new.at, new.attributes = frame.at, frame.attributes
+            twin.frames.append(new)
+        twin.slots = dict(self.slots)
+        return twin
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything that names and frames hold."""
+        seen: set[Scope] = set()
+        for frame in self.frames:
+            yield from frame.state
+            scope: Scope | None = frame.scope
+            while scope is not None and scope not in seen:
+                seen.add(scope)
+                yield from scope.names.values()
+                scope = scope.parent
+
+    def replace(self, new: Mapping[Value | Opaque, Entry]) -> None:
+        """Bind every name that stands for an old Value to a new Entry."""
+
+        def renewed(entry: Entry) -> Entry:
+            if isinstance(entry, list):
+                return [renewed(e) for e in entry]
+            return new.get(entry, entry) if isinstance(entry, Value | Opaque) else entry
+
+        seen: set[Scope] = set()
+        for frame in self.frames:
+            frame.state = [renewed(e) for e in frame.state]
+            scope: Scope | None = frame.scope
+            while scope is not None and scope not in seen:
+                seen.add(scope)
+                scope.names = {n: renewed(e) for n, e in scope.names.items()}
+                scope = scope.parent
+
+
+def _collect(entry: Entry, crossing: list[Value]) -> None:
+    """Add the Values inside an Entry that depend on data."""
+    if isinstance(entry, list):
+        for e in entry:
+            _collect(e, crossing)
+    elif isinstance(entry, Value) and not entry.node.known:
+        crossing.append(entry)
+
+
+def _pruned(graph: OnnxGraph, outputs: Sequence[str]) -> OnnxGraph:
+    """The part of a graph that these names need."""
+    needed = set(outputs)
+    kept: list[OnnxNode] = []
+    for node in reversed(graph.nodes):
+        if not needed.isdisjoint(node.outputs):
+            kept.append(node)
+            needed.update(node.reads)
+    pruned = OnnxGraph(reversed(kept), graph.inputs, outputs, graph.initializers, graph.name)
+    pruned.opsets = graph.opsets
+    return pruned
+
+
+def _resolved(attributes: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Attributes with references to the enclosing function's attributes filled in; those not given are left out."""
+    return {
+        k: given[v.name] if isinstance(v, Reference) else v
+        for k, v in attributes.items()
+        if not isinstance(v, Reference) or v.name in given
+    }
+
+
+def signature(objects: Sequence[Any]) -> Hashable:
+    """What a specialisation is cached under: shapes and element types, and the structure of sequences."""
+    return tuple([flatten(obj, []) for obj in objects])

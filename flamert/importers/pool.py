@@ -1,0 +1,3 @@
+"""Converters. Pooling over windows and over whole images, and its inverse."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Converters. Random numbers: uniform, normal, Bernoulli, multinomial, dropout."""
+
+from __future__ import annotations

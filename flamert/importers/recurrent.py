@@ -1,0 +1,3 @@
+"""Converters. Recurrent layers: RNN, GRU, LSTM."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Converters. Sequences, optionals and control flow."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Losses and optimizer steps that ONNX has as ops."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Random numbers: uniform, normal, Bernoulli, multinomial, dropout."""
+
+from __future__ import annotations

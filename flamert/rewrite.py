@@ -1,0 +1,91 @@
+"""Graph → Graph: rebuild a graph by a rule, inline one graph into another, match small patterns. Passes are written in these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flamert.graph import INPUT, Graph, Node, Value, sourced
+
+Rule = Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | None]
+"""(old node, its new operands) → its new results, or None to keep it as it is."""
+
+
+def rebuild(graph: Graph, rule: Rule) -> Graph:
+    """Apply `rule` to every node, operands first. A node whose operands and op stay the same stays the same object."""
+    new: dict[Value, Value] = {}
+    for node in graph.nodes:
+        inputs = tuple([None if v is None else new[v] for v in node.inputs])
+        with sourced(node.source):
+            results = None if node.op is INPUT else rule(node, inputs)
+            if results is None:
+                results = node.outputs if inputs == node.inputs else with_inputs(node, inputs).outputs
+        for old, value in zip(node.outputs, results, strict=True):
+            new[old] = value
+    return Graph(graph.inputs, [new[v] for v in graph.outputs])
+
+
+def with_inputs(node: Node, inputs: tuple[Value | None, ...]) -> Node:
+    """The same application to other operands of the same types."""
+    with sourced(node.source):
+        return Node(node.op, inputs, node.attrs, node.types)
+
+
+def inline(graph: Graph, arguments: Sequence[Value | None]) -> tuple[Value, ...]:
+    """The graph's outputs, with its inputs replaced by `arguments`."""
+    new: dict[Value, Value | None] = dict(zip(graph.inputs, arguments, strict=True))
+    for node in graph.nodes:
+        if node.op is INPUT:
+            continue
+        inputs = tuple([None if v is None else new[v] for v in node.inputs])
+        results = node.outputs if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types).outputs
+        new.update(zip(node.outputs, results, strict=True))
+    return tuple([new[v] for v in graph.outputs])  # type: ignore[misc]
+
+
+class Pattern:
+    """A tree of ops to look for. `Pattern(op, a, b, **attrs)`; a string captures any Value under that name.
+
+    The same name twice must meet the same Value. Operands of commutative ops (add, mul) match in either order.
+    A number matches a constant of that value, to 1e-3 relative.
+    """
+
+    commutative = frozenset({"add", "mul"})
+
+    def __init__(self, op: str, *operands: Pattern | str | float, **attrs: Any) -> None:
+        self.op = op
+        self.operands = operands
+        self.attrs = attrs
+
+    def match(self, value: Value | None, found: Mapping[str, Value] | None = None) -> dict[str, Value] | None:
+        """The captures, or None where `value` has another shape than this pattern."""
+        return _match(self, value, dict(found or {}))
+
+
+def _match(pattern: Pattern | str | float, value: Value | None, found: dict[str, Value]) -> dict[str, Value] | None:
+    if value is None:
+        return None
+    if isinstance(pattern, str):
+        if found.setdefault(pattern, value) is value:
+            return found
+        return None
+    if not isinstance(pattern, Pattern):
+        array = value.constant
+        if array is None or array.size != 1:
+            return None
+        return found if abs(float(array.reshape(())) - pattern) <= 1e-3 * max(abs(pattern), 1e-3) else None
+    node = value.node
+    if node.op.name != pattern.op or any(node.attrs.get(k) != a for k, a in pattern.attrs.items()):
+        return None
+    orders = [node.inputs]
+    if pattern.op in Pattern.commutative:
+        orders.append(node.inputs[::-1])
+    for operands in orders:
+        captured: dict[str, Value] | None = dict(found)
+        for p, v in zip(pattern.operands, operands, strict=False):
+            captured = _match(p, v, captured)  # type: ignore[arg-type]
+            if captured is None:
+                break
+        if captured is not None:
+            return captured
+    return None

@@ -1,0 +1,141 @@
+"""Devices: the array module, memory and copies of each. The only place outside `ops/cuda` that imports CuPy."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from flamert.errors import DeviceError, OutOfMemory
+from flamert.graph import TensorType
+
+ALIGNMENT = 256
+"""Bytes; every buffer of an arena starts on a multiple of it (wide loads on GPUs, cache lines on CPUs)."""
+
+
+class Device:
+    """A place where plans run. `backend` names the kernels it takes; `xp` is its array module."""
+
+    backend: str
+    xp: Any
+    name: str
+
+    def allocate(self, nbytes: int) -> Any:
+        """Uninitialised memory for an arena."""
+        raise NotImplementedError
+
+    def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
+        """An array inside `memory`, starting `offset` bytes in."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done."""
+
+    def upload(self, array: np.ndarray) -> Any:
+        """A NumPy array as this device holds it. No copy is made where none is needed."""
+        raise NotImplementedError
+
+    def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
+        """A device array as a NumPy array of element type `dtype`."""
+        raise NotImplementedError
+
+    def owned(self, array: Any) -> Any:
+        """A fresh copy that no arena will overwrite."""
+        return array.copy()
+
+    def __repr__(self) -> str:
+        return f"<Device {self.name}>"
+
+
+class Host(Device):
+    """The CPU: NumPy arrays."""
+
+    backend = "numpy"
+    xp = np
+    name = "cpu"
+
+    def allocate(self, nbytes: int) -> Any:
+        try:
+            memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        except MemoryError as error:
+            raise OutOfMemory(f"an arena of {nbytes} bytes does not fit into memory") from error
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + nbytes]
+
+    def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
+        return np.ndarray(type.shape, type.dtype, memory, offset, strides)
+
+    def upload(self, array: np.ndarray) -> Any:
+        return array
+
+    def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
+        return array
+
+
+class Cuda(Device):
+    """An NVIDIA GPU: CuPy arrays. Element types that CuPy lacks are held as unsigned integers of the same width."""
+
+    backend = "cupy"
+
+    def __init__(self, index: int = 0) -> None:
+        import cupy
+
+        self.xp = cupy
+        self.index = index
+        self.name = f"cuda:{index}"
+
+    def allocate(self, nbytes: int) -> Any:
+        with self.xp.cuda.Device(self.index):
+            try:
+                return self.xp.empty(max(nbytes, 1), self.xp.uint8)
+            except self.xp.cuda.memory.OutOfMemoryError as error:
+                raise OutOfMemory(f"an arena of {nbytes} bytes does not fit on {self.name}") from error
+
+    def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
+        return self.xp.ndarray(type.shape, storage(type.dtype), memory.data + offset, strides)
+
+    def upload(self, array: np.ndarray) -> Any:
+        with self.xp.cuda.Device(self.index):
+            return self.xp.asarray(array.view(storage(array.dtype)))
+
+    def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
+        return self.xp.asnumpy(array).view(dtype)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+
+_NATIVE = frozenset(map(np.dtype, "?bhilqBHILQefdFD"))
+
+
+@functools.cache
+def storage(dtype: np.dtype) -> np.dtype:
+    """The element type that a GPU array of `dtype` has: itself, or unsigned bytes where CuPy has no such type."""
+    return dtype if dtype in _NATIVE or dtype == np.dtype(ml_dtypes.bfloat16) else np.dtype(f"u{dtype.itemsize}")
+
+
+@functools.cache
+def device(name: str | None = None) -> Device:
+    """`None` (CUDA if there is a GPU, else the CPU), "cpu", "cuda" or "cuda:1"."""
+    if name is None:
+        name = "cuda" if _gpus() else "cpu"
+    if name == "cpu":
+        return Host()
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not (index or "0").isdigit():
+        raise DeviceError(f"unknown device {name!r}: use None, 'cpu', 'cuda' or 'cuda:N'")
+    if int(index or 0) >= _gpus():
+        raise DeviceError(f"{name!r}: CuPy finds {_gpus()} GPUs here. Install flamert[gpu] and a driver, or use 'cpu'")
+    return Cuda(int(index or 0))
+
+
+@functools.cache
+def _gpus() -> int:
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount() if cupy.cuda.is_available() else 0
+    except Exception:  # CuPy absent, or a driver that fails to answer: both mean that no GPU can be used
+        return 0

@@ -1,0 +1,292 @@
+"""A Graph made ready to run on one device: kernels chosen, order fixed, every buffer placed. Calling it is a loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flamert.errors import FlamertError, OutOfMemory, UnsupportedOp
+from flamert.graph import CONSTANT, INPUT, Graph, Node, TensorType, Value
+from flamert.ops.op import Kernel, Site, expand
+from flamert.rewrite import rebuild
+from flamert.runtime.device import ALIGNMENT, Device
+from flamert.runtime.memory import Lifetime, place
+
+IDLE_ARENAS = 4
+"""Arenas a plan keeps for later calls; more are made while more calls are in flight."""
+
+
+class Storage:
+    """A piece of memory that one or more Values live in: an arena buffer, or (array) a constant."""
+
+    __slots__ = ("array", "end", "start", "type")
+
+    def __init__(self, type: TensorType, start: int, array: Any = None) -> None:
+        self.type, self.start, self.end, self.array = type, start, start, array
+
+
+class Place(NamedTuple):
+    """A Value's part of a storage: byte offset and strides (None: contiguous)."""
+
+    storage: Storage
+    offset: int
+    strides: tuple[int, ...] | None
+
+
+class Step(NamedTuple):
+    """One kernel call: where its operands and results lie, and scratch memory."""
+
+    node: Node
+    kernel: Kernel
+    inputs: tuple[tuple[TensorType, Place] | None, ...]
+    outputs: tuple[tuple[TensorType, Place], ...]
+    work: tuple[tuple[TensorType, Place], ...]
+
+
+class Bound(NamedTuple):
+    """A plan's calls bound to one arena."""
+
+    memory: Any
+    inputs: tuple[Any, ...]
+    calls: tuple[Callable[[], Any], ...]
+    outputs: tuple[Any, ...]
+
+
+class Plan:
+    """`plan(*inputs)` → list of fresh arrays, one per output of the graph.
+
+    inputs: device arrays of exactly the graph's input types. Every buffer lives in one arena, placed by lifetime; several
+    threads may call at once, each call with an arena of its own. `cache` is shared by the plans of one model: uploaded
+    constants and what kernels prepacked. `hot`: choose kernels that cost more to set up and less to run.
+    """
+
+    def __init__(self, graph: Graph, device: Device, *, cache: dict | None = None, hot: bool = False) -> None:
+        self.device = device
+        self.cache = {} if cache is None else cache
+        self.hot = hot
+        self.graph = decompose(graph, device.backend, hot)
+        self.steps: list[Step] = []
+        self._storages: list[Storage] = []
+        self._places: dict[Value, Place] = {}
+        self._phantoms: dict[Value, np.ndarray] = {}
+        self._schedule()
+        buffers = self._storages
+        offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
+        self._offsets = {s: at for s, at in zip(buffers, offsets, strict=True)}
+        self._idle: list[Bound] = [self._bind()]
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        try:
+            bound = self._idle.pop()
+        except IndexError:
+            bound = self._bind()
+        for buffer, array in zip(bound.inputs, inputs, strict=True):
+            if buffer is not None:
+                buffer[...] = array
+        call: Any = None
+        try:
+            with np.errstate(all="ignore"):
+                for call in bound.calls:
+                    call()
+        except Exception as error:
+            raise self._failure(error, bound.calls.index(call)) from error
+        owned = self.device.owned
+        results = [owned(array) for array in bound.outputs]
+        if len(self._idle) < IDLE_ARENAS:
+            self._idle.append(bound)
+        return results
+
+    def profile(self, inputs: Sequence[Any], repeats: int = 1) -> list[tuple[Step, float, float]]:
+        """(step, start, seconds) of every kernel call in the fastest of `repeats` runs; starts count from the run's own."""
+        bound = self._bind()
+        best: list[tuple[Step, float, float]] = []
+        for _ in range(repeats):
+            for buffer, array in zip(bound.inputs, inputs, strict=True):
+                if buffer is not None:
+                    buffer[...] = array
+            rows = []
+            begin = time.perf_counter()
+            with np.errstate(all="ignore"):
+                for step, call in zip(self.steps, bound.calls, strict=True):
+                    t = time.perf_counter()
+                    call()
+                    self.device.synchronize()
+                    rows.append((step, t - begin, time.perf_counter() - t))
+            if not best or (rows and rows[-1][1] < best[-1][1]):
+                best = rows
+        return best
+
+    def _failure(self, error: Exception, at: int) -> FlamertError:
+        node = self.steps[at].node
+        operands = ", ".join("_" if v is None else str(v.type) for v in node.inputs)
+        where = f"{node.source or 'a node without source'}: {node.op.name}({operands})"
+        if isinstance(error, FlamertError):
+            return error.at(where)
+        if isinstance(error, MemoryError):
+            return OutOfMemory(str(error) or "out of memory").at(where)
+        return FlamertError(f"{type(error).__name__} while running: {error}").at(where)
+
+    def _schedule(self) -> None:
+        """Decide for every node: its kernel, where its results lie, and when each storage is last read."""
+        last = _last_reads(self.graph)
+        n = len(self.graph.nodes)
+        for time_, node in enumerate(self.graph.nodes):
+            if node.op is INPUT:
+                self._places[node.outputs[0]] = self._new(node.types[0], 0)
+            elif node.op is CONSTANT:
+                self._constant(node)
+            elif node.op.view is None or not self._alias(node, time_):
+                self._call(node, time_, last)
+            for v in node.outputs:
+                storage = self._places[v].storage
+                storage.end = max(storage.end, last.get(v, time_))
+        for v in (*self.graph.inputs, *self.graph.outputs):
+            if v not in self._places:  # an input that nothing reads
+                self._places[v] = self._new(v.type, 0)
+        for v in self.graph.outputs:
+            self._places[v].storage.end = n
+        self._phantoms.clear()
+
+    def _new(self, type: TensorType, start: int) -> Place:
+        storage = Storage(type, start)
+        self._storages.append(storage)
+        return Place(storage, 0, None)
+
+    def _constant(self, node: Node) -> None:
+        array = node.attrs["value"]
+        key = ("device", self.device.name, id(array))
+        if key not in self.cache:
+            self.cache[key] = (array, self.device.upload(array))
+        self._places[node.outputs[0]] = Place(Storage(node.types[0], -1, self.cache[key][1]), 0, None)
+
+    def _alias(self, node: Node, time_: int) -> bool:
+        """Give a view node a place inside its operand's storage; False where the operand's layout does not allow it."""
+        operand = node.inputs[0]
+        assert operand is not None
+        storage, offset, _ = self._places[operand]
+        if storage.array is not None:
+            viewed = Storage(node.types[0], -1, node.op.view(storage.array, **node.attrs))
+            self._places[node.outputs[0]] = Place(viewed, 0, None)
+            return True
+        seen = self._phantoms.get(operand)
+        if seen is None:
+            seen = self._phantoms[operand] = np.empty(operand.shape, operand.dtype)
+        try:
+            view = node.op.view(seen, **node.attrs)
+        except ValueError:  # a reshape across strides needs a contiguous operand
+            return False
+        self._phantoms[node.outputs[0]] = view
+        if view.size:
+            offset += view.__array_interface__["data"][0] - seen.__array_interface__["data"][0]
+        self._places[node.outputs[0]] = Place(storage, offset, None if view.flags.c_contiguous else view.strides)
+        return True
+
+    def _call(self, node: Node, time_: int, last: dict[Value, int]) -> None:
+        kernel = node.op.kernel_for(node, self.device.backend, hot=self.hot)
+        if kernel is None and node.op.view is not None:
+            kernel = COPY_VIEW
+        if kernel is None:
+            raise UnsupportedOp(f"no {self.device.backend} kernel for {node!r}").at(str(node.source))
+        inputs = tuple([None if v is None else (v.type, self._dense(v, time_, kernel)) for v in node.inputs])
+        work = []
+        for t in kernel.workspace(node) if kernel.workspace is not None else ():
+            work.append((t, self._new(t, time_)))
+        outputs = []
+        for v in node.outputs:
+            where = self._takeover(node, v, time_, last) if node.op.inplace and len(node.outputs) == 1 else None
+            outputs.append((v.type, where or self._new(v.type, time_)))
+            self._places[v] = outputs[-1][1]
+        self.steps.append(Step(node, kernel, inputs, tuple(outputs), tuple(work)))
+
+    def _dense(self, value: Value, time_: int, kernel: Kernel) -> Place:
+        """The operand's place; a contiguous copy of it, made just before, where the kernel insists."""
+        at = self._places[value]
+        held = at.storage.array
+        if not kernel.contiguous or (at.strides is None and (held is None or held.flags.c_contiguous)):
+            return at
+        copy = self._new(value.type, time_)
+        node = Node(_Copy, (value,), {}, (value.type,))
+        self.steps.append(Step(node, COPY, ((value.type, at),), ((value.type, copy),), ()))
+        return copy
+
+    def _takeover(self, node: Node, result: Value, time_: int, last: dict[Value, int]) -> Place | None:
+        """The place of an operand that dies here and fits the result exactly, so that the op can work in place."""
+        for i in node.op.inplace:
+            operand = node.inputs[i] if i < len(node.inputs) else None
+            if operand is None or operand.type != result.type or operand.node.op in (INPUT, CONSTANT):
+                continue
+            at = self._places[operand]
+            whole = at.offset == 0 and at.strides is None and at.storage.type.nbytes == result.type.nbytes
+            if whole and at.storage.array is None and at.storage.end <= time_:
+                return at
+        return None
+
+    def _bind(self) -> Bound:
+        """A fresh arena with every array and call bound to it."""
+        device = self.device
+        memory = device.allocate(self.nbytes)
+
+        def array(type: TensorType, at: Place) -> Any:
+            if at.storage.array is not None:
+                return at.storage.array
+            return device.view(memory, self._offsets[at.storage] + at.offset, type, at.strides)
+
+        calls = []
+        for step in self.steps:
+            site = Site(device.xp, step.node, tuple([array(t, p) for t, p in step.work]), self.cache, device)
+            outs = [array(t, p) for t, p in step.outputs]
+            operands = [None if x is None else array(*x) for x in step.inputs]
+            calls.append(step.kernel.thunk(site, outs[0] if len(outs) == 1 else tuple(outs), operands))
+        read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
+        inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in self.graph.inputs])
+        return Bound(memory, inputs, tuple(calls), tuple([array(v.type, self._places[v]) for v in self.graph.outputs]))
+
+
+class _CopyOp:
+    """Internal op of the plan: a contiguous copy of a strided operand."""
+
+    name, random, view, inplace = "copy", False, None, ()
+
+
+_Copy = _CopyOp()
+COPY = Kernel(None, lambda xp, out, x: xp.copyto(out, x))  # type: ignore[arg-type]
+
+
+def _copy_view(xp: Any, out: Any, x: Any, **attrs: Any) -> None:
+    out.reshape(x.shape)[...] = x
+
+
+COPY_VIEW = Kernel(None, _copy_view)  # type: ignore[arg-type]
+"""For a reshape that cannot be a view: the elements in C order are the same, so the operand is copied into the result."""
+
+
+def _last_reads(graph: Graph) -> dict[Value, int]:
+    """When each Value is last read, aliases included: a view's reads are its operand's reads too."""
+    last: dict[Value, int] = {v: len(graph.nodes) for v in graph.outputs}
+    for time_ in range(len(graph.nodes) - 1, -1, -1):
+        node = graph.nodes[time_]
+        until = time_
+        if node.op not in (INPUT, CONSTANT) and node.op.view is not None:
+            until = max(time_, last.get(node.outputs[0], time_))
+        for v in node.inputs:
+            if v is not None:
+                last[v] = max(last.get(v, -1), until if v is node.inputs[0] else time_)
+    return last
+
+
+def decompose(graph: Graph, backend: str, hot: bool = False) -> Graph:
+    """Write composites that this backend has no kernel for in the ops of their bodies, repeatedly."""
+    while True:
+        pending = {
+            node
+            for node in graph.nodes
+            if node.op not in (INPUT, CONSTANT)
+            and node.op.body is not None
+            and node.op.kernel_for(node, backend, hot=hot) is None
+        }
+        if not pending:
+            return graph
+        graph = rebuild(graph, lambda node, inputs: expand(node, inputs) if node in pending else None)

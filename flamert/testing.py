@@ -1,0 +1,126 @@
+"""Checks of ops against oracles, for the tables in tests/ and for users who register ops of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flamert import dtypes
+from flamert import graph as g
+from flamert.graph import Graph, Node
+from flamert.ops.evaluate import apply
+from flamert.ops.op import OPS, Op
+from flamert.runtime.device import device as device_named
+from flamert.runtime.plan import Plan
+
+TOLERANCE: dict[np.dtype, tuple[float, float]] = {
+    dtypes.float64: (1e-9, 1e-12),
+    dtypes.float32: (2e-5, 1e-6),
+    dtypes.float16: (4e-3, 1e-3),
+    dtypes.bfloat16: (3e-2, 1e-2),
+    dtypes.complex64: (1e-4, 1e-5),
+    dtypes.complex128: (1e-9, 1e-12),
+}
+"""(relative, absolute) error allowed by element type; types not listed must agree exactly."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a test table: an op on these arrays (None: operand left out) gives what the oracle says.
+
+    oracle: a function of the inputs and attributes, or the expected array, or a tuple of them for several results.
+    Floating inputs in float32 are tried in every type of `dtypes`; the oracle is given what was left after that cast, in float64.
+    tolerance: (relative, absolute) instead of the type's own. gradient: whether central differences should be tried.
+    """
+
+    op: str
+    inputs: Sequence[Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    oracle: Any = None
+    dtypes: Sequence[np.dtype] = (dtypes.float32,)
+    tolerance: tuple[float, float] | None = None
+    gradient: bool = True
+    name: str = ""
+
+    def __str__(self) -> str:
+        shapes = "_".join("x".join(map(str, np.shape(x))) or "scalar" for x in self.inputs if x is not None)
+        return f"{self.op}-{self.name or shapes}"
+
+
+def check_op(case: Case, dtype: np.dtype = dtypes.float32, device: str = "cpu") -> None:
+    """Check one row in one element type on one device: inferred types, values, every eligible kernel, and a plan.
+
+    Raises AssertionError with the op, the kernel and the largest difference.
+    """
+    op = OPS[case.op]
+    inputs = [_cast(x, dtype) for x in case.inputs]
+    node = _node(op, inputs, case.attrs)
+    expected = expected_of(case, inputs)
+    backend = device_named(device).backend
+    for kernel in [k for k in op.kernels if k.backend in (None, backend) and (k.when is None or k.when(node))]:
+        if backend == "numpy":
+            _compare(case, f"kernel {kernel.backend or 'reference'}", node, apply(node, inputs, kernel=kernel), expected)
+    _compare(case, f"plan on {device}", node, run_plan(node, inputs, device), expected)
+    if op.body is not None and backend == "numpy":
+        fresh = _node(op, inputs, case.attrs)
+        _compare(case, "body", node, run_plan(fresh, inputs, device, expand_body=True), expected)
+
+
+def expected_of(case: Case, inputs: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """What the oracle says, as a tuple."""
+    if not callable(case.oracle):
+        expected = case.oracle
+    else:
+        expected = case.oracle(*[_widened(x) for x in inputs], **case.attrs)
+    return expected if isinstance(expected, tuple) else (expected,)
+
+
+def run_plan(node: Node, inputs: Sequence[Any], device: str, expand_body: bool = False) -> list[np.ndarray]:
+    """The node as a graph of its own, planned and run on a device; results on the host."""
+    from flamert.ops.op import expand
+
+    outputs = expand(node) if expand_body else node.outputs
+    where = device_named(device)
+    graph = Graph([v for v in node.inputs if v is not None], outputs)
+    plan = Plan(graph, where)
+    arrays = [where.upload(x) for x in inputs if x is not None]
+    plan(*arrays)
+    return [where.download(r, v.dtype) for r, v in zip(plan(*arrays), graph.outputs, strict=True)]
+
+
+def _node(op: Op, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
+    return op.node(tuple(None if x is None else g.input(g.TensorType(x.shape, x.dtype)) for x in inputs), attrs)
+
+
+def _cast(x: Any, dtype: np.dtype) -> Any:
+    if x is None:
+        return None
+    x = np.asarray(x)
+    return x.astype(dtype) if x.dtype == np.float32 else x
+
+
+def _widened(x: Any) -> Any:
+    return x.astype(np.float64) if x is not None and x.dtype in dtypes.STANDARD_FLOAT else x
+
+
+def _compare(case: Case, what: str, node: Node, results: Sequence[Any], expected: Sequence[Any]) -> None:
+    assert len(results) == len(expected), f"{case}: {what} gives {len(results)} results, the oracle {len(expected)}"
+    for i, (got, want, type) in enumerate(zip(results, expected, node.types, strict=True)):
+        if want is None:
+            continue
+        got, want = np.asarray(got), np.asarray(want)
+        label = f"{case}: {what}, result {i}"
+        assert got.shape == type.shape and got.dtype == type.dtype, f"{label} is {got.dtype}{got.shape}, inferred {type}"
+        assert got.shape == want.shape, f"{label} has shape {got.shape}, the oracle {want.shape}"
+        rtol, atol = case.tolerance or TOLERANCE.get(type.dtype, (0, 0))
+        if rtol or atol:
+            wide = np.complex128 if type.dtype in dtypes.COMPLEX else np.float64
+            np.testing.assert_allclose(got.astype(wide), want.astype(wide), rtol, atol, err_msg=label)
+        else:
+            np.testing.assert_array_equal(got, want.astype(got.dtype) if want.dtype != got.dtype else want, err_msg=label)
+
+
+__all__ = ["TOLERANCE", "Case", "check_op", "expected_of", "run_plan"]
