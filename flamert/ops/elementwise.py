@@ -22,7 +22,7 @@ def ufunc(target: Op, name: str) -> None:
 
     @kernel(target, bind=True)
     def bound(site: Site, out: Any, *inputs: Any) -> Callable[[], Any]:
-        return functools.partial(getattr(site.xp, name), *inputs, out)
+        return functools.partial(getattr(site.xp, name), *inputs, out=out)
 
 
 @op(inplace=(0, 1))
