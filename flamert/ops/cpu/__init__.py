@@ -1,0 +1,5 @@
+"""Kernels that make ops fast on a CPU; importing this package registers them."""
+
+from flamert.ops.cpu import conv, linear
+
+__all__ = ["conv", "linear"]

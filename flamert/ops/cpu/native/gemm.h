@@ -1,0 +1,151 @@
+/* float matrix products against packed weights, and convolutions made of them. Included once per instruction set, which
+   sets VL (floats in a vector) and MR (rows of a tile). Weights are packed into panels of NR = 2·VL columns, [panel][K][NR]. */
+
+typedef float vec __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+#define NR (2 * VL)
+#define KC 384 /* rows of a panel that stay in the L1 cache while tiles pass over them */
+
+static inline vec load(const float *p) { return *(const vec *)p; }
+static inline void store(float *p, vec v) { *(vec *)p = v; }
+static inline vec splat(float x) {
+    return x - (vec){0}; /* x − 0 is x, signed zeros included, so only the broadcast remains */
+}
+
+/* C[rows, panels·NR] (+)= A[rows, k] · B, all loops known to the compiler so that C stays in registers. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, int64_t lda, const float *b,
+                                                       int64_t panel, int64_t k, float *c, int64_t ldc, const float *bias, int first) {
+    vec acc[MR][8];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * panels; j++)
+            acc[r][j] = !first ? load(c + r * ldc + j * VL) : bias ? load(bias + j * VL) : splat(0.0f);
+    for (int64_t i = 0; i < k; i++) {
+        vec w[8];
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * panels; j++) w[j] = load(b + (j / 2) * panel + i * NR + (j % 2) * VL);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            vec x = splat(a[r * lda + i]);
+#pragma GCC unroll 8
+            for (int j = 0; j < 2 * panels; j++) acc[r][j] += x * w[j];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * panels; j++) store(c + r * ldc + j * VL, acc[r][j]);
+}
+
+#define TILE(ROWS, PANELS)                                                                                         \
+    static __attribute__((noinline)) void tile_##ROWS##_##PANELS(const float *a, int64_t lda, const float *b, int64_t panel, \
+                                                                 int64_t k, float *c, int64_t ldc, const float *bias, int first) { \
+        tile(ROWS, PANELS, a, lda, b, panel, k, c, ldc, bias, first);                                              \
+    }
+typedef void (*tile_fn)(const float *, int64_t, const float *, int64_t, int64_t, float *, int64_t, const float *, int);
+
+TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(1, 4) TILE(2, 2)
+#if MR > 6
+TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1)
+static const tile_fn tiles[MR + 1] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1,
+                                      tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1};
+#else
+static const tile_fn tiles[MR + 1] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1};
+#endif
+
+/* One panel of C for all rows. The last panel may be narrower than NR: then tiles go through a buffer. */
+static void panel_product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t panel, int64_t k, float *c, int64_t ldc,
+                          int64_t width, const float *bias, int first) {
+    float edge[MR * NR], edge_bias[NR] = {0};
+    if (width < NR && bias) memcpy(edge_bias, bias, width * 4);
+    for (int64_t m = 0; m < rows; m += MR) {
+        int64_t r = rows - m < MR ? rows - m : MR;
+        if (width == NR) {
+            tiles[r](a + m * lda, lda, b, panel, k, c + m * ldc, ldc, bias, first);
+            continue;
+        }
+        if (!first)
+            for (int64_t i = 0; i < r; i++) memcpy(edge + i * NR, c + (m + i) * ldc, width * 4);
+        tiles[r](a + m * lda, lda, b, panel, k, edge, NR, bias ? edge_bias : 0, first);
+        for (int64_t i = 0; i < r; i++) memcpy(c + (m + i) * ldc, edge + i * NR, width * 4);
+    }
+}
+
+/* C[rows, n] = A[rows, k] · B + bias over the columns [from, to), which start on a panel. */
+static void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t k, float *c, int64_t ldc, int64_t from, int64_t to,
+                    const float *bias) {
+    if (!k)
+        for (int64_t m = 0; m < rows; m++)
+            for (int64_t j = from; j < to; j++) c[m * ldc + j] = bias ? bias[j] : 0.0f;
+    for (int64_t k0 = 0; k0 < k; k0 += KC) {
+        int64_t kc = k - k0 < KC ? k - k0 : KC, j = from;
+        const float *bk = b + k0 * NR;
+        if (rows <= 2) { /* few rows: several panels at once, or the additions would wait for each other */
+            int64_t step = rows == 1 ? 4 * NR : 2 * NR;
+            tile_fn wide = rows == 1 ? tile_1_4 : tile_2_2;
+            for (; j + step <= to; j += step)
+                wide(a + k0, lda, bk + j * k, k * NR, kc, c + j, ldc, bias ? bias + j : 0, k0 == 0);
+        }
+        for (; j < to; j += NR)
+            panel_product(a + k0, lda, rows, bk + j * k, k * NR, kc, c + j, ldc, to - j < NR ? to - j : NR, bias ? bias + j : 0, k0 == 0);
+    }
+}
+
+/* Add the residual to finished rows of C and apply the activation, while they are in the cache. */
+static void finish(float *c, int64_t ldc, int64_t rows, int64_t n, const float *residual, int kind, float f0, float f1) {
+    if (!residual && kind == ACT_NONE) return;
+    if (ldc == n) n *= rows, rows = 1;
+    for (int64_t m = 0; m < rows; m++) {
+        float *row = c + m * ldc;
+        if (residual) {
+            const float *r = residual + m * ldc;
+            for (int64_t j = 0; j < n; j++) row[j] += r[j];
+        }
+        activate(row, n, kind, f0, f1);
+    }
+}
+
+/* gemm: p = out[M, N], x[M, K], packed weights, bias[N] or 0, residual[M, N] or 0; i = M, N, K, stride of x's rows,
+   activation, rows per block; f = activation parameters. Splits over rows, or over columns where there are few rows. */
+static void gemm_rows(void *context, int64_t begin, int64_t end, int worker) {
+    const args *g = context;
+    (void)worker;
+    int64_t M = g->i[0], N = g->i[1], K = g->i[2], lda = g->i[3], block = g->i[5];
+    for (int64_t t = begin; t < end; t++) {
+        int64_t m = t * block, rows = M - m < block ? M - m : block;
+        float *c = (float *)g->p[0] + m * N;
+        product((const float *)g->p[1] + m * lda, lda, rows, g->p[2], K, c, N, 0, N, g->p[3]);
+        finish(c, N, rows, N, g->p[4] ? (const float *)g->p[4] + m * N : 0, (int)g->i[4], g->f[0], g->f[1]);
+    }
+}
+
+static void gemm_columns(void *context, int64_t begin, int64_t end, int worker) {
+    const args *g = context;
+    (void)worker;
+    int64_t M = g->i[0], N = g->i[1], from = begin * NR, to = end * NR < N ? end * NR : N;
+    float *c = g->p[0];
+    product(g->p[1], g->i[3], M, g->p[2], g->i[2], c, N, from, to, g->p[3]);
+    for (int64_t m = 0; m < M; m++)
+        finish(c + m * N + from, to - from, 1, to - from, g->p[4] ? (const float *)g->p[4] + m * N + from : 0, (int)g->i[4], g->f[0],
+               g->f[1]);
+}
+
+static void gemm(const args *g) {
+    int64_t M = g->i[0], N = g->i[1], K = g->i[2], block = g->i[5], blocks = (M + block - 1) / block;
+    int64_t panels = (N + NR - 1) / NR, worth = 1 + 60000 / (NR * (K + 1) * (M < block ? M : block) + 1);
+    if (blocks >= 2 * flamert_threads() || M > 4 * MR)
+        parallel_for(blocks, 1 + 60000 / (block * (K + 1) * N + 1), 64, gemm_rows, (void *)g);
+    else
+        parallel_for(panels, worth, 64, gemm_columns, (void *)g);
+}
+
+/* pack: p = packed[panels][K][NR], w; i = K, N, stride of w along K, stride of w along N. */
+static void pack(const args *g) {
+    int64_t K = g->i[0], N = g->i[1], sk = g->i[2], sn = g->i[3];
+    float *out = g->p[0];
+    const float *w = g->p[1];
+    for (int64_t j = 0; j < N; j += NR)
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t c = 0; c < NR; c++) *out++ = j + c < N ? w[k * sk + (j + c) * sn] : 0.0f;
+}

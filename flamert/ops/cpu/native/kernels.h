@@ -1,0 +1,19 @@
+/* All kernels, for one instruction set: included by kernels_*.c, which set SET(name), VL and MR. */
+#include <math.h>
+#include <string.h>
+
+#include "native.h"
+#include "threads.h"
+#include "vmath.h"
+#include "activation.h"
+#include "gemm.h"
+#include "conv.h"
+
+const int64_t SET(panel) = NR;
+const entry SET(kernels)[] = {
+    {"gemm", gemm},
+    {"pack", pack},
+    {"conv", conv},
+    {"depthwise", depthwise},
+    {0, 0},
+};
