@@ -5,49 +5,72 @@ from __future__ import annotations
 from typing import Any
 
 from flamert.ops import (
+    activation,
     attention,
     cast,
     conv,
+    einsum,
     elementwise,
+    functions,
+    fused,
     image,
     index,
     linear,
+    logic,
     loss,
     normalize,
+    order,
     pool,
     quantize,
     random,
     recurrent,
     reduce,
+    resize,
+    scatter,
     shape,
     signal,
+    trees,
 )
+from flamert.ops import cpu
 from flamert.ops.op import OPS, Kernel, Op, composite, kernel, op
 
 __all__ = [
     "OPS",
     "Kernel",
     "Op",
+    "activation",
     "attention",
     "cast",
     "composite",
     "conv",
+    "cpu",
+    "einsum",
     "elementwise",
+    "functions",
+    "fused",
     "image",
     "index",
     "kernel",
     "linear",
+    "logic",
     "loss",
     "normalize",
     "op",
+    "order",
     "pool",
     "quantize",
     "random",
     "recurrent",
     "reduce",
+    "resize",
+    "scatter",
     "shape",
     "signal",
+    "trees",
 ]
+
+for _name in OPS.keys() & globals().keys():
+    globals()[_name] = OPS[_name]  # where an op and a module share a name, `ops.<name>` is the op
 
 
 def __getattr__(name: str) -> Any:

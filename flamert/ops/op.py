@@ -213,8 +213,9 @@ class Site:
         inputs = self.node.inputs
         return operand < len(inputs) and inputs[operand] is not None and inputs[operand].node.op is g.CONSTANT
 
-    def prepacked(self, kind: Any, array: Any, make: Callable[[], Any]) -> Any:
-        """`make()`, done once per constant `array` and kind of packing, and shared by all plans of the model."""
+    def prepacked(self, kind: str, operand: int, make: Callable[[], Any]) -> Any:
+        """`make()`, done once per kind and constant operand, and shared by all plans of the model."""
+        array = self.node.inputs[operand].constant
         key = (kind, id(array))
         if key not in self.cache:
             self.cache[key] = (array, make())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from flamert import graph as g
 from flamert.graph import CONSTANT, Graph, Node, Value
@@ -12,14 +13,26 @@ from flamert.rewrite import rebuild
 LIMIT = 1 << 30
 """Bytes; larger results are computed when they are needed and not kept (a ConstantOfShape of terabytes, say)."""
 
+SMALL = 1024
+"""Bytes up to which constants are told apart by content, above by identity."""
 
-def fold(graph: Graph) -> Graph:
-    """Evaluate what needs no data, where the result is not too large to keep."""
-    frontier = _frontier(graph)
-    if not frontier:
+
+def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
+    """Evaluate what needs no data, where the result is not too large to keep.
+
+    cache: shared by the graphs of one model, so that what is derived from its weights exists once.
+    """
+    keys: dict[Node, Hashable] = {}
+    values = {v: g.constant(_folded(v, keys, cache)) for v in _frontier(graph)}
+    if not values:
         return graph
-    values = dict(zip(frontier, map(g.constant, evaluate(frontier)), strict=True))
-    return _substitute(graph, values)
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if node.known and any(v in values for v in node.outputs):
+            return [values.get(v, v) for v in node.outputs]
+        return None
+
+    return rebuild(graph, rule)
 
 
 def _frontier(graph: Graph) -> list[Value]:
@@ -39,10 +52,24 @@ def _frontier(graph: Graph) -> list[Value]:
     return list(found)
 
 
-def _substitute(graph: Graph, values: dict[Value, Value]) -> Graph:
-    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
-        if node.known and any(v in values for v in node.outputs):
-            return [values.get(v, v) for v in node.outputs]
-        return None
+def _folded(value: Value, keys: dict[Node, Hashable], cache: dict[Any, Any]) -> Any:
+    """The array of a known Value, computed once per model for each way of deriving it from the weights."""
+    if value.type.nbytes <= SMALL:
+        return evaluate([value])[0]
+    for node in g.topological([value]):
+        if node not in keys:
+            keys[node] = _key(node, keys)
+    key = ("folded", keys[value.node], value.index)
+    if key not in cache:
+        # The operands are kept with the result: keys tell large constants apart by identity.
+        cache[key] = (evaluate([value])[0], value)
+    return cache[key][0]
 
-    return rebuild(graph, rule)
+
+def _key(node: Node, keys: dict[Node, Hashable]) -> Hashable:
+    if node.op is CONSTANT:
+        array = node.attrs["value"]
+        small = array.nbytes <= SMALL and not array.dtype.hasobject
+        return (array.shape, array.dtype, array.tobytes()) if small else id(array)
+    operands = tuple([None if v is None else (keys[v.node], v.index) for v in node.inputs])
+    return (node.op.name, tuple(node.attrs.items()), operands)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from flamert.errors import DeviceError, OutOfMemory
+from flamert.errors import DeviceError, InputError, OutOfMemory
 from flamert.graph import TensorType
 
 ALIGNMENT = 256
@@ -21,6 +22,10 @@ class Device:
     backend: str
     xp: Any
     name: str
+    remote = False
+    """Whether arrays live in memory of its own, so that those of the host must be uploaded."""
+    tunes = False
+    """Whether a plan that is called often is worth making again, with kernels that cost more to set up."""
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory for an arena."""
@@ -39,6 +44,14 @@ class Device:
 
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
         """A device array as a NumPy array of element type `dtype`."""
+        raise NotImplementedError
+
+    def adopt(self, array: Any) -> Any:
+        """An array of any library in GPU memory as this device holds it, without a copy where it lies on this device."""
+        raise InputError(f"an array in GPU memory was given to a model on {self.name}; load the model with device='cuda'")
+
+    def borrow(self, pointer: int, type: TensorType) -> Any:
+        """Memory that somebody else owns, as an array. Nothing keeps it alive."""
         raise NotImplementedError
 
     def owned(self, array: Any) -> Any:
@@ -70,6 +83,10 @@ class Host(Device):
     def upload(self, array: np.ndarray) -> Any:
         return array
 
+    def borrow(self, pointer: int, type: TensorType) -> Any:
+        memory = (ctypes.c_ubyte * type.nbytes).from_address(pointer)
+        return np.frombuffer(memory, np.uint8).view(type.dtype).reshape(type.shape)
+
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
         return array
 
@@ -78,6 +95,8 @@ class Cuda(Device):
     """An NVIDIA GPU: CuPy arrays. Element types that CuPy lacks are held as unsigned integers of the same width."""
 
     backend = "cupy"
+    tunes = True
+    remote = True
 
     def __init__(self, index: int = 0) -> None:
         import cupy
@@ -99,6 +118,16 @@ class Cuda(Device):
     def upload(self, array: np.ndarray) -> Any:
         with self.xp.cuda.Device(self.index):
             return self.xp.asarray(array.view(storage(array.dtype)))
+
+    def adopt(self, array: Any) -> Any:
+        with self.xp.cuda.Device(self.index):
+            if not isinstance(array, self.xp.ndarray):
+                array = self.xp.from_dlpack(array)
+            return array if array.device.id == self.index else array.copy()
+
+    def borrow(self, pointer: int, type: TensorType) -> Any:
+        memory = self.xp.cuda.UnownedMemory(pointer, type.nbytes, None, self.index)
+        return self.xp.ndarray(type.shape, storage(type.dtype), self.xp.cuda.MemoryPointer(memory, 0))
 
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
         return self.xp.asnumpy(array).view(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ class Bound(NamedTuple):
     memory: Any
     inputs: tuple[Any, ...]
     calls: tuple[Callable[[], Any], ...]
+    steps: tuple[int, ...]  # the step that each call begins with
     outputs: tuple[Any, ...]
 
 
@@ -92,7 +94,7 @@ class Plan:
                 for call in bound.calls:
                     call()
         except Exception as error:
-            raise self._failure(error, bound.calls.index(call)) from error
+            raise self._failure(error, bound.steps[bound.calls.index(call)]) from error
         owned = self.device.owned
         results = [owned(array) for array in bound.outputs]
         if len(self._idle) < IDLE_ARENAS:
@@ -101,7 +103,7 @@ class Plan:
 
     def profile(self, inputs: Sequence[Any], repeats: int = 1) -> list[tuple[Step, float, float]]:
         """(step, start, seconds) of every kernel call in the fastest of `repeats` runs; starts count from the run's own."""
-        bound = self._bind()
+        bound = self._bind(chain=False)
         best: list[tuple[Step, float, float]] = []
         for _ in range(repeats):
             for buffer, array in zip(bound.inputs, inputs, strict=True):
@@ -220,12 +222,14 @@ class Plan:
                 continue
             at = self._places[operand]
             whole = at.offset == 0 and at.strides is None and at.storage.type.nbytes == result.type.nbytes
-            if whole and at.storage.array is None and at.storage.end <= time_:
+            # A view of the same memory among the other operands would be overwritten before it is read.
+            viewed = any([v is not None and v is not operand and self._places[v].storage is at.storage for v in node.inputs])
+            if whole and not viewed and at.storage.array is None and at.storage.end <= time_:
                 return at
         return None
 
-    def _bind(self) -> Bound:
-        """A fresh arena with every array and call bound to it."""
+    def _bind(self, chain: bool = True) -> Bound:
+        """A fresh arena with every array and call bound to it; `chain`: calls that can run as one become one."""
         device = self.device
         memory = device.allocate(self.nbytes)
 
@@ -242,7 +246,23 @@ class Plan:
             calls.append(step.kernel.thunk(site, outs[0] if len(outs) == 1 else tuple(outs), operands))
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in self.graph.inputs])
-        return Bound(memory, inputs, tuple(calls), tuple([array(v.type, self._places[v]) for v in self.graph.outputs]))
+        calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
+        return Bound(memory, inputs, tuple(calls), tuple(steps), tuple([array(v.type, self._places[v]) for v in self.graph.outputs]))
+
+
+def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:
+    """Neighbouring calls of a type that knows how to `chain` become one call; and which call each of the new ones begins with."""
+    merged: list[Callable[[], Any]] = []
+    starts: list[int] = []
+    for kind, run in itertools.groupby(enumerate(calls), key=lambda item: type(item[1])):
+        numbers, members = zip(*run, strict=True)
+        if len(members) > 1 and hasattr(kind, "chain"):
+            merged.append(kind.chain(members))
+            starts.append(numbers[0])
+        else:
+            merged.extend(members)
+            starts.extend(numbers)
+    return merged, starts
 
 
 class _CopyOp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from flamert.graph import Graph
 from flamert.runtime.device import Device
-from flamert.runtime.plan import Plan
+from flamert.runtime.plan import Plan, Step
 
 MAX_CONTINUATIONS = 64
 """Continuations that one stage keeps; the least recently used go first."""
@@ -79,7 +80,8 @@ class Stage:
 class Program:
     """A tree of stages over one input signature. `program(feeds)` with one object per slot of `feeds`; returns the results.
 
-    prepare: Graph → Graph, the passes. Tensors in and out are device arrays, everything else Python objects.
+    prepare: Graph → Graph, the passes. Tensors in and out are device arrays, everything else Python objects; with `host`,
+    the results are NumPy arrays.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Program:
     ) -> None:
         self.first = first
         self.feeds = tuple(s.index for s in feeds)
+        self._given = frozenset(self.feeds)
+        self._direct: tuple[Plan, tuple[int, ...]] | None = None
         self.device = device
         self.prepare = prepare
         self.cache = cache
@@ -96,14 +100,42 @@ class Program:
         """Whether the whole model is one plan."""
         return isinstance(self.first.step, Return)
 
-    def __call__(self, feeds: Sequence[Any], hot: bool = False) -> list[Any]:
+    def __call__(self, feeds: Sequence[Any], hot: bool = False, host: bool = False) -> list[Any]:
+        if self._direct is not None and not (host and self.device.remote):
+            plan, operands = self._direct
+            return plan(*[feeds[i] for i in operands])
         env = dict(zip(self.feeds, feeds, strict=True))
         stage = self.first
         while True:
             self._run(stage, env, hot)
             if isinstance(stage.step, Return):
-                return [self._gather(tree, env) for tree in stage.step.results]
+                self._shorten()
+                return [self._result(tree, env, host) for tree in stage.step.results]
             stage = self._advance(stage, env)
+
+    def _shorten(self) -> None:
+        """Where all of the model is one plan in its final form and returns just that plan's results: call it directly."""
+        first = self.first
+        if self.static and first.plan is not None and first.plan.hot:
+            results = [t.index if isinstance(t, Slot) else None for t in first.step.results]  # type: ignore[union-attr]
+            if results == list(first.outputs):
+                self._direct = first.plan, tuple([self.feeds.index(i) for i in first.inputs])
+
+    def profile(self, feeds: Sequence[Any], repeats: int) -> Iterator[tuple[Stage, list[tuple[Step, float, float]], float]]:
+        """Run once; for each stage its kernel calls as `Plan.profile` gives them, and the seconds its host step took."""
+        env = dict(zip(self.feeds, feeds, strict=True))
+        stage = self.first
+        while True:
+            plan = self.plan(stage, hot=True)
+            rows = [] if plan is None else plan.profile([env[i] for i in stage.inputs], repeats)
+            self._run(stage, env, True)
+            if isinstance(stage.step, Return):
+                yield stage, rows, 0.0
+                return
+            start = time.perf_counter()
+            following = self._advance(stage, env)
+            yield stage, rows, time.perf_counter() - start
+            stage = following
 
     def stages(self) -> Iterator[Stage]:
         """All stages built so far."""
@@ -118,7 +150,7 @@ class Program:
         if stage.graph is None:
             return None
         stage.calls += 1
-        hot = hot or stage.calls > HOT_AFTER
+        hot = hot or not self.device.tunes or stage.calls > HOT_AFTER
         if stage.plan is None or (hot and not stage.plan.hot):
             stage.plan = Plan(self.prepare(stage.graph, hot), self.device, cache=self.cache, hot=hot)
         return stage.plan
@@ -138,7 +170,7 @@ class Program:
             leaves: list[Any] = []
         else:
             assert isinstance(stage.step, Call)
-            found = stage.step.run(*[self._gather(tree, env, host=True) for tree in stage.step.arguments])
+            found = stage.step.run(*[self._gather(tree, env) for tree in stage.step.arguments])
             leaves = []
             key = tuple([flatten(result, leaves) for result in found])
         following = stage.next.get(key)
@@ -156,14 +188,22 @@ class Program:
     def _host(self, array: Any, dtype: np.dtype | None) -> Any:
         return array if dtype is None or dtype.hasobject else self.device.download(array, dtype)
 
-    def _gather(self, tree: Tree, env: dict[int, Any], host: bool = False) -> Any:
-        if isinstance(tree, Slot):
-            return self._host(env[tree.index], tree.dtype) if host else env[tree.index]
+    def _result(self, tree: Tree, env: dict[int, Any], host: bool) -> Any:
+        """A result for the caller to keep: nothing that the program holds on to."""
+        if tree.__class__ is Slot:
+            result = self._host(env[tree.index], tree.dtype) if host else env[tree.index]
+            return result.copy() if tree.index in self._given and hasattr(result, "copy") else result
         if isinstance(tree, list):
-            return [self._gather(t, env, host) for t in tree]
-        if isinstance(tree, np.ndarray) and not host and not tree.dtype.hasobject:
-            return self.device.upload(tree.copy())
+            return [self._result(t, env, host) for t in tree]
+        if isinstance(tree, np.ndarray):
+            return tree.copy() if host or tree.dtype.hasobject else self.device.upload(tree.copy())
         return tree
+
+    def _gather(self, tree: Tree, env: dict[int, Any]) -> Any:
+        """An argument of a host step: NumPy arrays, lists and objects."""
+        if isinstance(tree, Slot):
+            return self._host(env[tree.index], tree.dtype)
+        return [self._gather(t, env) for t in tree] if isinstance(tree, list) else tree
 
 
 def flatten(obj: Any, leaves: list[Any]) -> Hashable:

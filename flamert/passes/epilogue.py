@@ -1,0 +1,78 @@
+"""Bias, residual and activation go into the convolution or matrix product in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flamert import ops
+from flamert.graph import Graph, Node, Value, uses
+from flamert.rewrite import rebuild
+
+
+def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
+    """matmul → linear where `eligible` (a predicate on matmul nodes), then + bias, + residual, activation into the product.
+
+    A product is extended only while nobody else reads it.
+    """
+    count = uses(graph)
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if node.op is ops.matmul and eligible(node):
+            return (ops.linear(*inputs),)
+        if node.op is ops.add:
+            for side in (0, 1):
+                if count[node.inputs[side]] == 1:  # type: ignore[index]
+                    result = _plus(inputs[side], inputs[1 - side])  # type: ignore[arg-type]
+                    if result is not None:
+                        return (result,)
+        elif node.op.name in _ACTIVATIONS and count[node.inputs[0]] == 1:  # type: ignore[index]
+            result = _activated(node, inputs)
+            if result is not None:
+                return (result,)
+        return None
+
+    return rebuild(graph, rule)
+
+
+PRODUCTS = ("conv_channels_last", "linear")
+
+
+def _plus(x: Value, other: Value) -> Value | None:
+    """x + other with `other` as x's bias or residual, or None where x has no room for it."""
+    node = x.node
+    if node.op.name not in PRODUCTS or node.attrs["activation"] or other.dtype != x.dtype:
+        return None
+    a, w, bias, residual = (*node.inputs, None, None)[:4]
+    columns = x.shape[-1]
+    if bias is None and residual is None and other.node.known and other.type.size == columns and other.shape[-1:] == (columns,):
+        return node.op(a, w, ops.reshape(other, shape=(columns,)), **node.attrs)
+    if residual is None and other.type == x.type:
+        return node.op(a, w, bias, other, **node.attrs)
+    return None
+
+
+_ACTIVATIONS: dict[str, Callable[[Node], dict[str, Any] | None]] = {
+    "relu": lambda node: {},
+    "leaky_relu": lambda node: {"alpha": node.attrs["alpha"]},
+    "hard_sigmoid": lambda node: {"alpha": node.attrs["alpha"], "beta": node.attrs["beta"]},
+    "hard_swish": lambda node: {},
+    "sigmoid": lambda node: {},
+    "tanh": lambda node: {},
+    "swish": lambda node: {} if node.attrs["alpha"] == 1 else None,
+    "gelu": lambda node: {},
+    "gelu_tanh": lambda node: {},
+}
+"""By op: the attributes that describe it to a product, or None where the product has no such activation."""
+
+
+def _activated(node: Node, inputs: tuple[Value | None, ...]) -> Value | None:
+    x = inputs[0]
+    assert x is not None
+    product = x.node
+    if product.op.name not in PRODUCTS or product.attrs["activation"]:
+        return None
+    parameters = _ACTIVATIONS[node.op.name](node)
+    if parameters is None:
+        return None
+    return product.op(*product.inputs, **{**product.attrs, "activation": node.op.name, **parameters})

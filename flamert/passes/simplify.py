@@ -1,0 +1,104 @@
+"""Remove what changes nothing and merge what moves elements twice: transposes, reshapes, casts, padding by zero, times one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from flamert import ops
+from flamert.graph import Graph, Node, Value
+from flamert.rewrite import rebuild
+
+Inputs = tuple[Value | None, ...]
+
+
+def simplify(graph: Graph) -> Graph:
+    """One walk; operands are simplified before what reads them."""
+
+    def rule(node: Node, inputs: Inputs) -> Sequence[Value] | None:
+        found = RULES.get(node.op.name)
+        result = found(node, inputs) if found is not None else None
+        return None if result is None else (result,)
+
+    return rebuild(graph, rule)
+
+
+def _transpose(node: Node, inputs: Inputs) -> Value | None:
+    x, perm = inputs[0], node.attrs["perm"]
+    assert x is not None
+    if x.node.op is ops.transpose:
+        inner = x.node.attrs["perm"]
+        x, perm = x.node.inputs[0], tuple(inner[p] for p in perm)
+        assert x is not None
+        return _transpose_of(x, perm) or ops.transpose(x, perm=perm)
+    return _transpose_of(x, perm)
+
+
+def _transpose_of(x: Value, perm: tuple[int, ...]) -> Value | None:
+    """x itself, or a reshape of it, where the permutation moves no element."""
+    if perm == tuple(range(x.rank)):
+        return x
+    moved = [p for p in perm if x.shape[p] != 1]
+    if moved == sorted(moved):
+        return _reshape_to(x, tuple(x.shape[p] for p in perm))
+    return None
+
+
+def _reshape_to(x: Value, shape: tuple[int, ...]) -> Value:
+    if x.node.op is ops.reshape:
+        x = x.node.inputs[0]  # type: ignore[assignment]
+    return x if x.shape == shape else ops.reshape(x, shape=shape)
+
+
+def _reshape(node: Node, inputs: Inputs) -> Value | None:
+    x = inputs[0]
+    assert x is not None
+    if x.shape == node.attrs["shape"] or x.node.op is ops.reshape:
+        return _reshape_to(x, node.attrs["shape"])
+    return None
+
+
+def _same_type(node: Node, inputs: Inputs) -> Value | None:
+    """An expand, cast, pad, slice or concat whose result has its operand's type is its operand."""
+    x = inputs[0]
+    assert x is not None
+    present = [v for v in inputs if v is not None]
+    return x if x.type == node.types[0] and (len(present) == 1 or node.op.name == "pad") else None
+
+
+def _slice(node: Node, inputs: Inputs) -> Value | None:
+    forward = all(step > 0 or size < 2 for step, size in zip(node.attrs["steps"], node.attrs["sizes"], strict=True))
+    return _same_type(node, inputs) if forward else None
+
+
+def neutral(number: float, *sides: int) -> Callable[[Node, Inputs], Value | None]:
+    """The other operand where one (on one of these sides) is a constant of this number and broadcasts nothing."""
+
+    def rule(node: Node, inputs: Inputs) -> Value | None:
+        for side in sides:
+            array = inputs[side].constant if inputs[side] is not None else None  # type: ignore[union-attr]
+            other = inputs[1 - side]
+            if array is not None and array.size == 1 and other is not None and other.type == node.types[0]:
+                with np.errstate(all="ignore"):
+                    if array.reshape(())[()] == number:
+                        return other
+        return None
+
+    return rule
+
+
+RULES: dict[str, Callable[[Node, Inputs], Value | None]] = {
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "expand": _same_type,
+    "cast": _same_type,
+    "pad": _same_type,
+    "concat": _same_type,
+    "slice": _slice,
+    "mul": neutral(1, 0, 1),
+    "div": neutral(1, 1),
+    "sub": neutral(0, 1),
+    "pow": neutral(1, 1),
+}
+"""By op: the Value that stands for a node, or None to keep it. (x + 0 stays: it turns −0 into 0.)"""
