@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from flamert import ops
 from flamert.graph import Graph, Node, Value, uses
@@ -24,6 +27,12 @@ def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
             for side in (0, 1):
                 if count[node.inputs[side]] == 1:  # type: ignore[index]
                     result = _plus(inputs[side], inputs[1 - side])  # type: ignore[arg-type]
+                    if result is not None:
+                        return (result,)
+        elif node.op in (ops.maximum, ops.minimum):
+            for side in (0, 1):
+                if count[node.inputs[side]] == 1:  # type: ignore[index]
+                    result = _bounded(node.op.name, inputs[side], inputs[1 - side])  # type: ignore[arg-type]
                     if result is not None:
                         return (result,)
         elif node.op.name in _ACTIVATIONS and count[node.inputs[0]] == 1:  # type: ignore[index]
@@ -50,6 +59,19 @@ def _plus(x: Value, other: Value) -> Value | None:
     if residual is None and other.type == x.type:
         return node.op(a, w, bias, other, **node.attrs)
     return None
+
+
+def _bounded(op: str, x: Value, bound: Value) -> Value | None:
+    """maximum or minimum of x and a constant as the product's clip, or None."""
+    node, array = x.node, bound.constant
+    if node.op.name not in PRODUCTS or array is None or array.size != 1 or np.isnan(array).any():
+        return None
+    low, high = (node.attrs["alpha"], node.attrs["beta"]) if node.attrs["activation"] == "clip" else (-math.inf, math.inf)
+    number = float(array.reshape(()))
+    if node.attrs["activation"] not in ("", "clip") or not low <= number <= high:
+        return None
+    low, high = (number, high) if op == "maximum" else (low, number)
+    return node.op(*node.inputs, **{**node.attrs, "activation": "clip", "alpha": low, "beta": high})
 
 
 _ACTIVATIONS: dict[str, Callable[[Node], dict[str, Any] | None]] = {

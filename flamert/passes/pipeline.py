@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 from flamert.graph import Graph, Node
+from flamert.ops.cpu.pointwise import elementwise
 from flamert.ops.fused import conv_channels_last, linear, to_channels_last
 from flamert.passes.affine import fold_affine
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
 from flamert.passes.layout import channels_last
+from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.simplify import simplify
 from flamert.runtime.device import Device
 
@@ -32,6 +34,7 @@ def inference(device: Device, cache: dict[Any, Any]) -> tuple[Pass, ...]:
         folding,
         simplify,
         partial(fuse_epilogues, eligible=partial(_has_linear_kernel, backend=device.backend)),
+        partial(fuse_pointwise, eligible=elementwise if device.backend == "numpy" else _never),
         folding,
         deduplicate,
     )
@@ -54,3 +57,8 @@ def _has_channels_last_kernel(node: Node, backend: str) -> bool:
 
 def _has_linear_kernel(node: Node, backend: str) -> bool:
     return linear.kernel_for(linear.node(node.inputs, {}), backend) is not None
+
+
+def _never(node: Node) -> bool:
+    """No chains where no kernel runs them."""
+    return False

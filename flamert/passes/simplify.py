@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flamert import ops
+from flamert import dtypes, ops
 from flamert.graph import Graph, Node, Value
+from flamert.ops.op import expand
 from flamert.rewrite import rebuild
 
 Inputs = tuple[Value | None, ...]
@@ -88,6 +89,29 @@ def neutral(number: float, *sides: int) -> Callable[[Node, Inputs], Value | None
     return rule
 
 
+def _clip(node: Node, inputs: Inputs) -> Value:
+    """In its parts, which later passes know how to fuse."""
+    return expand(node, inputs)[0]
+
+
+def _pow(node: Node, inputs: Inputs) -> Value | None:
+    """Small constant powers as products and roots, which are exact to the last bit or two and far cheaper."""
+    x, exponent = inputs
+    assert x is not None and exponent is not None
+    array = exponent.constant
+    if array is None or array.size != 1 or x.type != node.types[0] or x.dtype not in dtypes.STANDARD_FLOAT:
+        return None
+    return POWERS[float(array.reshape(()))](x) if float(array.reshape(())) in POWERS else None
+
+
+POWERS: dict[float, Callable[[Value], Value]] = {
+    1.0: lambda x: x,
+    2.0: lambda x: x * x,
+    3.0: lambda x: x * x * x,
+    0.5: ops.sqrt,
+    -1.0: ops.reciprocal,
+}
+
 RULES: dict[str, Callable[[Node, Inputs], Value | None]] = {
     "transpose": _transpose,
     "reshape": _reshape,
@@ -99,6 +123,7 @@ RULES: dict[str, Callable[[Node, Inputs], Value | None]] = {
     "mul": neutral(1, 0, 1),
     "div": neutral(1, 1),
     "sub": neutral(0, 1),
-    "pow": neutral(1, 1),
+    "pow": _pow,
+    "clip": _clip,
 }
 """By op: the Value that stands for a node, or None to keep it. (x + 0 stays: it turns −0 into 0.)"""

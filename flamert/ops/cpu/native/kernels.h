@@ -8,6 +8,7 @@
 #include "activation.h"
 #include "gemm.h"
 #include "conv.h"
+#include "pointwise.h"
 
 const int64_t SET(panel) = NR;
 const entry SET(kernels)[] = {
@@ -15,5 +16,6 @@ const entry SET(kernels)[] = {
     {"pack", pack},
     {"conv", conv},
     {"depthwise", depthwise},
+    {"pointwise", pointwise},
     {0, 0},
 };
