@@ -34,6 +34,7 @@ class Case:
     oracle: a function of the inputs and attributes, or the expected array, or a tuple of them for several results.
     Floating inputs in float32 are tried in every type of `dtypes`; the oracle is given what was left after that cast, in float64.
     tolerance: (relative, absolute) instead of the type's own. gradient: whether central differences should be tried.
+    constants: operands that are given as constants, as weights are, which some kernels insist on.
     """
 
     op: str
@@ -44,6 +45,7 @@ class Case:
     tolerance: tuple[float, float] | None = None
     gradient: bool = True
     name: str = ""
+    constants: Sequence[int] = ()
 
     def __str__(self) -> str:
         shapes = "_".join("x".join(map(str, np.shape(x))) or "scalar" for x in self.inputs if x is not None)
@@ -57,15 +59,17 @@ def check_op(case: Case, dtype: np.dtype = dtypes.float32, device: str = "cpu") 
     """
     op = OPS[case.op]
     inputs = [_cast(x, dtype) for x in case.inputs]
-    node = _node(op, inputs, case.attrs)
+    node = _node(op, inputs, case)
     expected = expected_of(case, inputs)
     backend = device_named(device).backend
     for kernel in [k for k in op.kernels if k.backend in (None, backend) and (k.when is None or k.when(node))]:
         if backend == "numpy":
-            _compare(case, f"kernel {kernel.backend or 'reference'}", node, apply(node, inputs, kernel=kernel), expected)
+            with np.errstate(all="ignore"):  # as plans run
+                results = apply(node, inputs, kernel=kernel)
+            _compare(case, f"kernel {kernel.backend or 'reference'}", node, results, expected)
     _compare(case, f"plan on {device}", node, run_plan(node, inputs, device), expected)
     if op.body is not None and backend == "numpy":
-        fresh = _node(op, inputs, case.attrs)
+        fresh = _node(op, inputs, case)
         _compare(case, "body", node, run_plan(fresh, inputs, device, expand_body=True), expected)
 
 
@@ -84,15 +88,20 @@ def run_plan(node: Node, inputs: Sequence[Any], device: str, expand_body: bool =
 
     outputs = expand(node) if expand_body else node.outputs
     where = device_named(device)
-    graph = Graph([v for v in node.inputs if v is not None], outputs)
+    given = [(v, x) for v, x in zip(node.inputs, inputs, strict=False) if v is not None and v.node.op is not g.CONSTANT]
+    graph = Graph([v for v, _ in given], outputs)
     plan = Plan(graph, where)
-    arrays = [where.upload(x) for x in inputs if x is not None]
+    arrays = [where.upload(x) for _, x in given]
     plan(*arrays)
     return [where.download(r, v.dtype) for r, v in zip(plan(*arrays), graph.outputs, strict=True)]
 
 
-def _node(op: Op, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
-    return op.node(tuple(None if x is None else g.input(g.TensorType(x.shape, x.dtype)) for x in inputs), attrs)
+def _node(op: Op, inputs: Sequence[Any], case: Case) -> Node:
+    operands = [
+        None if x is None else g.constant(x) if i in case.constants else g.input(g.TensorType(x.shape, x.dtype))
+        for i, x in enumerate(inputs)
+    ]
+    return op.node(tuple(operands), case.attrs)
 
 
 def _cast(x: Any, dtype: np.dtype) -> Any:

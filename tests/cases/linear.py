@@ -11,7 +11,29 @@ SHAPES = [
     ((2, 1, 3, 4), (5, 4, 2)),
     ((4,), (4,)),
     ((2, 3, 4), (4,)),
+    ((4,), (2, 4, 3)),
     ((0, 4), (4, 5)),
+    ((3, 0), (0, 5)),
 ]
 
-CASES = [Case("matmul", [f32(*a), f32(*b)], {}, np.matmul, FLOATS) for a, b in SHAPES]
+
+def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, trans_a=False, trans_b=False):
+    y = alpha * ((a.T if trans_a else a) @ (b.T if trans_b else b))
+    return y if c is None else y + beta * c
+
+
+BOTH = {"trans_a": True, "trans_b": True}
+
+CASES = [
+    *[Case("matmul", [f32(*a), f32(*b)], {}, np.matmul, FLOATS) for a, b in SHAPES],
+    Case("gemm", [f32(3, 4), f32(4, 5), f32(5)], {}, gemm, FLOATS),
+    Case("gemm", [f32(4, 3), f32(5, 4), f32(3, 1)], {"alpha": 0.5, "beta": 2.0, **BOTH}, gemm, FLOATS),
+    Case("gemm", [f32(3, 4), f32(4, 5)], {"alpha": 0.25}, gemm, FLOATS),
+    Case("gemm", [np.ones((2, 3), np.int32), np.ones((3, 2), np.int32), np.int32(7)], {}, gemm),
+    *[
+        Case("det", [f32(*s)], {}, np.linalg.det, FLOATS, tolerance=(3e-2, 2e-2))
+        for s in ((3, 3), (2, 3, 3), (0, 2, 2), (1, 1))
+    ],
+    Case("matmul", [np.array([[1, 2], [3, 2**31]], np.uint32), np.array([[4], [2]], np.uint32)], {}, np.array([[8], [12]])),
+    *[Case("inverse", [f32(*s) + 5 * np.eye(3, dtype=np.float32)], {}, np.linalg.inv, FLOATS) for s in ((3, 3), (2, 3, 3))],
+]

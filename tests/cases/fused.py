@@ -1,0 +1,177 @@
+"""Rows for ops/fused.py and ops/pointwise.py: what passes make, with the kernels that only they reach."""
+
+import math
+
+import numpy as np
+
+from flamert.ops.fused import ACTIVATIONS
+from flamert.ops.pointwise import Instruction
+from flamert.testing import Case
+from tests.cases.elementwise import f32
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
+FUNCTIONS = {
+    "": lambda x, a, b: x,
+    "relu": lambda x, a, b: np.maximum(x, 0),
+    "clip": lambda x, a, b: np.clip(x, a, b),
+    "leaky_relu": lambda x, a, b: np.where(x < 0, a * x, x),
+    "hard_sigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "hard_swish": lambda x, a, b: x * np.clip(x / 6 + 0.5, 0, 1),
+    "sigmoid": lambda x, a, b: 1 / (1 + np.exp(-x)),
+    "tanh": lambda x, a, b: np.tanh(x),
+    "swish": lambda x, a, b: x / (1 + np.exp(-x)),
+    "gelu": lambda x, a, b: 0.5 * x * (1 + erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x, a, b: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def linear(x, w, bias=None, residual=None, *, activation="", alpha=0.0, beta=0.0):
+    y = x @ w
+    y = y if bias is None else y + bias
+    return FUNCTIONS[activation](y if residual is None else y + residual, alpha, beta)
+
+
+def conv(x, w, bias=None, residual=None, *, strides, pads, dilations, group=1, activation="", alpha=0.0, beta=0.0):
+    """By the definition, output pixel by output pixel; any number of spatial dimensions."""
+    n = len(strides)
+    x = np.pad(x, [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)])
+    reach = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
+    out = [(s - r) // t + 1 for s, r, t in zip(x.shape[1:-1], reach, strides, strict=True)]
+    m, cg = w.shape[:2]
+    y = np.zeros((x.shape[0], *out, m))
+    for at in np.ndindex(*out):
+        window = x[
+            (slice(None), *[slice(i * t, i * t + r, d) for i, t, r, d in zip(at, strides, reach, dilations, strict=True)])
+        ]
+        for k in range(m):
+            first = k // (m // group) * cg
+            y[(slice(None), *at, k)] = (np.moveaxis(window[..., first : first + cg], -1, 1) * w[k]).reshape(len(x), -1).sum(1)
+    y = y if bias is None else y + bias
+    return FUNCTIONS[activation](y if residual is None else y + residual, alpha, beta)
+
+
+def attrs(spatial=2, strides=1, pads=None, dilations=1, **more):
+    return {"strides": (strides,) * spatial, "pads": pads or (1,) * 2 * spatial, "dilations": (dilations,) * spatial, **more}
+
+
+def chain(*steps):
+    return {"program": tuple(Instruction(op, operands, extra) for op, operands, *rest in steps for extra in [tuple(rest)])}
+
+
+PARAMETERS = {"clip": (-0.5, 0.75), "leaky_relu": (0.1, 0.0), "hard_sigmoid": (0.3, 0.4)}
+
+CASES = [
+    *[
+        Case("linear", [f32(m, k), f32(k, n), f32(n)], {}, linear, constants=(1,))
+        for m, k, n in [(1, 5, 3), (2, 40, 70), (7, 400, 33), (200, 9, 16), (3, 0, 4), (0, 4, 4)]
+    ],
+    *[
+        Case(
+            "linear",
+            [f32(3, 5, 8), f32(8, 20), f32(20), f32(3, 5, 20)],
+            {"activation": a, "alpha": p, "beta": q},
+            linear,
+            constants=(1,),
+            name=a or "none",
+        )
+        for a in ACTIVATIONS
+        for p, q in [PARAMETERS.get(a, (0.0, 0.0))]
+    ],
+    Case("linear", [f32(4, 5), f32(5, 6)], {}, linear),
+    Case("conv_channels_last", [f32(2, 6, 7, 3), f32(8, 3, 3, 3), f32(8)], attrs(), conv, constants=(1,)),
+    Case(
+        "conv_channels_last",
+        [f32(1, 9, 8, 16), f32(20, 16, 1, 1), None, f32(1, 9, 8, 20)],
+        attrs(pads=(0,) * 4, activation="relu"),
+        conv,
+        constants=(1,),
+    ),
+    Case(
+        "conv_channels_last",
+        [f32(1, 9, 8, 4), f32(6, 4, 3, 2), f32(6)],
+        attrs(strides=2, pads=(0, 1, 2, 1), dilations=2),
+        conv,
+        constants=(1,),
+    ),
+    Case(
+        "conv_channels_last",
+        [f32(2, 6, 7, 8), f32(12, 4, 3, 3), f32(12)],
+        attrs(group=2, activation="tanh"),
+        conv,
+        constants=(1,),
+    ),
+    Case(
+        "conv_channels_last",
+        [f32(1, 6, 7, 43), f32(43, 1, 3, 3), f32(43)],
+        attrs(group=43, activation="hard_swish"),
+        conv,
+        constants=(1,),
+    ),
+    Case(
+        "conv_channels_last",
+        [f32(1, 6, 7, 8), f32(8, 1, 5, 3), None, f32(1, 3, 4, 8)],
+        attrs(strides=2, pads=(2, 1, 1, 1), group=8),
+        conv,
+        constants=(1,),
+    ),
+    Case(
+        "conv_channels_last",
+        [f32(2, 30, 5), f32(7, 5, 4), f32(7)],
+        attrs(1, strides=3, pads=(2, 1), activation="gelu"),
+        conv,
+        constants=(1,),
+    ),
+    Case("conv_channels_last", [f32(1, 4, 5, 3), f32(2, 3, 3, 3)], attrs(), conv),
+    Case(
+        "pointwise",
+        [f32(3, 700), f32(700), f32()],
+        chain(("mul", (0, 1)), ("add", (3, 2)), ("tanh", (4,)), ("sub", (5, 0))),
+        lambda x, y, z, program: np.tanh(x * y + z) - x,
+    ),
+    Case(
+        "pointwise",
+        [f32(2, 5, 6, 4), f32(2, 1, 1, 4), f32(5, 1, 1)],
+        chain(("mul", (0, 1)), ("add", (3, 2)), ("relu", (4,))),
+        lambda x, y, z, program: np.maximum(x * y + z, 0),
+    ),
+    Case(
+        "pointwise",
+        [f32(4, 600), f32(4, 1)],
+        chain(("less", (0, 1)), ("where", (2, 0, 1)), ("gelu", (3,))),
+        lambda x, y, program: FUNCTIONS["gelu"](np.where(x < y, x, y), 0, 0),
+    ),
+    Case(
+        "pointwise",
+        [f32(3000), f32(3000)],
+        chain(("greater", (0, 1)), ("equal", (0, 0)), ("logical_and", (2, 3)), ("logical_not", (4,))),
+        lambda x, y, program: ~(x > y),
+    ),
+    Case(
+        "pointwise",
+        [f32(5, 1100)],
+        chain(("leaky_relu", (0,), ("alpha", 0.1)), ("swish", (1,), ("alpha", 1.5)), ("elu", (2,), ("alpha", 0.7))),
+        lambda x, program: (lambda s: np.where(s < 0, 0.7 * np.expm1(s), s))(
+            (lambda v: v / (1 + np.exp(-1.5 * v)))(np.where(x < 0, 0.1 * x, x))
+        ),
+    ),
+    *[
+        Case("pointwise", [f32(2050, low=0.1, high=3.0)], chain((name, (0,))), function, name=name)
+        for name, function in {
+            "exp": lambda x, program: np.exp(x),
+            "log": lambda x, program: np.log(x),
+            "sqrt": lambda x, program: np.sqrt(x),
+            "erf": lambda x, program: erf(x),
+            "sigmoid": lambda x, program: FUNCTIONS["sigmoid"](x, 0, 0),
+            "softplus": lambda x, program: np.log1p(np.exp(x)),
+            "reciprocal": lambda x, program: 1 / x,
+            "floor": lambda x, program: np.floor(x),
+            "ceil": lambda x, program: np.ceil(x),
+            "round": lambda x, program: np.rint(x),
+            "neg": lambda x, program: -x,
+            "abs": lambda x, program: np.abs(x),
+            "sin": lambda x, program: np.sin(x),
+            "cos": lambda x, program: np.cos(x),
+            "gelu_tanh": lambda x, program: FUNCTIONS["gelu_tanh"](x, 0, 0),
+        }.items()
+    ],
+]
