@@ -170,10 +170,10 @@ class Kernel:
     function is called once, when a plan is made, as run(site, out, *inputs, **attrs), and returns a callable without
     arguments that does the work each time. `workspace(node)` → types of scratch arrays, handed over as `site.work` to a
     bind kernel and as the keyword `work` to a plain one. `hot`: worth its set-up only in plans that are called often.
-    `contiguous`: the inputs must be C-contiguous.
+    `contiguous`: the inputs must be C-contiguous. `host`: needs NumPy arrays, on a GPU too (they are copied).
     """
 
-    __slots__ = ("backend", "bind", "contiguous", "hot", "op", "run", "when", "workspace")
+    __slots__ = ("backend", "bind", "contiguous", "host", "hot", "op", "run", "when", "workspace")
 
     def __init__(
         self,
@@ -185,9 +185,10 @@ class Kernel:
         hot: bool = False,
         contiguous: bool = False,
         workspace: Callable[[Node], Sequence[TensorType]] | None = None,
+        host: bool = False,
     ) -> None:
         self.op, self.run, self.backend, self.when = op, run, backend, when
-        self.bind, self.hot, self.contiguous, self.workspace = bind, hot, contiguous, workspace
+        self.bind, self.hot, self.contiguous, self.workspace, self.host = bind, hot, contiguous, workspace, host
 
     def thunk(self, site: Site, out: Any, inputs: Sequence[Any]) -> Callable[[], Any]:
         """The call with everything bound; made once per plan, called once per run."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from flamert.errors import DeviceError, InputError, OutOfMemory
 from flamert.graph import TensorType
+from flamert.limits import require_memory
 
 ALIGNMENT = 256
 """Bytes; every buffer of an arena starts on a multiple of it (wide loads on GPUs, cache lines on CPUs)."""
@@ -70,6 +71,7 @@ class Host(Device):
     name = "cpu"
 
     def allocate(self, nbytes: int) -> Any:
+        require_memory(nbytes, "one call's memory")
         try:
             memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         except MemoryError as error:
@@ -100,6 +102,8 @@ class Cuda(Device):
 
     def __init__(self, index: int = 0) -> None:
         import cupy
+
+        import flamert.ops.cuda  # registers the kernels
 
         self.xp = cupy
         self.index = index

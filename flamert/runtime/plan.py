@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flamert.errors import FlamertError, OutOfMemory, UnsupportedOp
+from flamert.errors import FlamertError, UnsupportedOp, translated
 from flamert.graph import CONSTANT, INPUT, Graph, Node, TensorType, Value
+from flamert.limits import require_memory
 from flamert.ops.op import Kernel, Site, expand
 from flamert.rewrite import rebuild
 from flamert.runtime.device import ALIGNMENT, Device
+from flamert.runtime.hosted import hosted, needs_host
 from flamert.runtime.memory import Lifetime, place
 
 IDLE_ARENAS = 4
@@ -125,17 +127,15 @@ class Plan:
         node = self.steps[at].node
         operands = ", ".join("_" if v is None else str(v.type) for v in node.inputs)
         where = f"{node.source or 'a node without source'}: {node.op.name}({operands})"
-        if isinstance(error, FlamertError):
-            return error.at(where)
-        if isinstance(error, MemoryError):
-            return OutOfMemory(str(error) or "out of memory").at(where)
-        return FlamertError(f"{type(error).__name__} while running: {error}").at(where)
+        return error.at(where) if isinstance(error, FlamertError) else translated(error, where)
 
     def _schedule(self) -> None:
         """Decide for every node: its kernel, where its results lie, and when each storage is last read."""
         last = _last_reads(self.graph)
         n = len(self.graph.nodes)
         for time_, node in enumerate(self.graph.nodes):
+            if not self.device.remote:
+                require_memory(sum([t.nbytes for t in node.types]), node.op.name, node.source)
             if node.op is INPUT:
                 self._places[node.outputs[0]] = self._new(node.types[0], 0)
             elif node.op is CONSTANT:
@@ -190,6 +190,8 @@ class Plan:
         kernel = node.op.kernel_for(node, self.device.backend, hot=self.hot)
         if kernel is None and node.op.view is not None:
             kernel = COPY_VIEW
+        elif self.device.remote and needs_host(node, kernel):
+            kernel = hosted(self.device)
         if kernel is None:
             raise UnsupportedOp(f"no {self.device.backend} kernel for {node!r}").at(str(node.source))
         inputs = tuple([None if v is None else (v.type, self._dense(v, time_, kernel)) for v in node.inputs])
@@ -209,6 +211,8 @@ class Plan:
         held = at.storage.array
         if not kernel.contiguous or (at.strides is None and (held is None or held.flags.c_contiguous)):
             return at
+        if held is not None:  # a constant is copied now: a kernel may pack it for good when it is bound
+            return Place(Storage(value.type, -1, self.device.xp.ascontiguousarray(held)), 0, None)
         copy = self._new(value.type, time_)
         node = Node(_Copy, (value,), {}, (value.type,))
         self.steps.append(Step(node, COPY, ((value.type, at),), ((value.type, copy),), ()))
@@ -243,7 +247,10 @@ class Plan:
             site = Site(device.xp, step.node, tuple([array(t, p) for t, p in step.work]), self.cache, device)
             outs = [array(t, p) for t, p in step.outputs]
             operands = [None if x is None else array(*x) for x in step.inputs]
-            calls.append(step.kernel.thunk(site, outs[0] if len(outs) == 1 else tuple(outs), operands))
+            try:
+                calls.append(step.kernel.thunk(site, outs[0] if len(outs) == 1 else tuple(outs), operands))
+            except Exception as error:
+                raise self._failure(error, len(calls)) from error
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in self.graph.inputs])
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))

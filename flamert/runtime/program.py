@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flamert.errors import FlamertError, translated
 from flamert.graph import Graph
 from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan, Step
@@ -38,10 +39,14 @@ class Read(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Host step: `run(*arguments)` in Python on NumPy arrays and lists; what follows is specialised to its results' types."""
+    """Host step: `run(*arguments)` in Python on NumPy arrays and lists; what follows is specialised to its results' types.
+
+    within: `run` takes the Program as its first argument, before the others.
+    """
 
     run: Callable[..., Sequence[Any]]
     arguments: tuple[Tree, ...]
+    within: bool = False
 
 
 class Return(NamedTuple):
@@ -104,6 +109,14 @@ class Program:
         if self._direct is not None and not (host and self.device.remote):
             plan, operands = self._direct
             return plan(*[feeds[i] for i in operands])
+        try:
+            return self._walk(feeds, hot, host)
+        except FlamertError:
+            raise
+        except Exception as error:  # of planning, folding, or a host step
+            raise translated(error, None) from error
+
+    def _walk(self, feeds: Sequence[Any], hot: bool, host: bool) -> list[Any]:
         env = dict(zip(self.feeds, feeds, strict=True))
         stage = self.first
         while True:
@@ -170,7 +183,8 @@ class Program:
             leaves: list[Any] = []
         else:
             assert isinstance(stage.step, Call)
-            found = stage.step.run(*[self._gather(tree, env) for tree in stage.step.arguments])
+            arguments = [self._gather(tree, env) for tree in stage.step.arguments]
+            found = stage.step.run(self, *arguments) if stage.step.within else stage.step.run(*arguments)
             leaves = []
             key = tuple([flatten(result, leaves) for result in found])
         following = stage.next.get(key)

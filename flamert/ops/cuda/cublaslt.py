@@ -1,0 +1,133 @@
+"""A binding of cuBLASLt, as far as matrix products need it: row-major arrays, explicit workspace and stream, safe to capture."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flamert import dtypes
+from flamert.errors import DeviceError
+
+WORKSPACE_BYTES = 32 << 20
+
+_TYPES = {dtypes.float32: 0, dtypes.float64: 1, dtypes.float16: 2, dtypes.bfloat16: 14}  # cudaDataType
+_COMPUTE_32F, _COMPUTE_64F, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
+_TRANSA, _TRANSB = 3, 4  # cublasLtMatmulDescAttributes_t
+_BATCH_COUNT, _BATCH_STRIDE = 5, 6  # cublasLtMatrixLayoutAttribute_t
+_MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+
+
+class _Heuristic(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t."""
+
+    _fields_ = (
+        ("algorithm", ctypes.c_uint64 * 8),
+        ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", ctypes.c_int * 4),
+    )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    return ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
+
+
+@functools.cache
+def _handle(device: int) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    _check(_library().cublasLtCreate(ctypes.byref(handle)), "create")
+    return handle
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        raise DeviceError(f"cuBLASLt {what} failed with status {status}")
+
+
+class Matrix(NamedTuple):
+    """How one operand lies: rows × columns as multiplied, the stride between rows (or, transposed, between columns), in elements."""
+
+    rows: int
+    columns: int
+    leading: int
+    transposed: bool
+    batch_stride: int
+
+
+class Product:
+    """D[b] = A[b] · B[b] for b < batch, with D row-major and contiguous. Built once; calling it only launches.
+
+    dtype: of all three; halves accumulate in float32. tf32: let float32 products round their operands to TF32.
+    """
+
+    def __init__(self, a: Matrix, b: Matrix, batch: int, dtype: np.dtype, *, tf32: bool, device: int) -> None:
+        self._lib = _library()
+        self._device = device
+        kind = _TYPES[dtype]
+        double = dtype == dtypes.float64
+        compute = _COMPUTE_64F if double else _COMPUTE_TF32 if tf32 and dtype == dtypes.float32 else _COMPUTE_32F
+        scale = ctypes.c_double if double else ctypes.c_float
+        self._one, self._zero = scale(1), scale(0)
+        self._desc = ctypes.c_void_p()
+        _check(self._lib.cublasLtMatmulDescCreate(ctypes.byref(self._desc), compute, 1 if double else 0), "description")
+        # Row-major D = A·B is column-major Dᵀ = Bᵀ·Aᵀ: cuBLASLt is given B first.
+        self._set("MatmulDesc", self._desc, _TRANSA, ctypes.c_int32(b.transposed))
+        self._set("MatmulDesc", self._desc, _TRANSB, ctypes.c_int32(a.transposed))
+        self._a = self._layout(kind, b, batch)
+        self._b = self._layout(kind, a, batch)
+        self._d = self._layout(kind, Matrix(a.rows, b.columns, b.columns, False, a.rows * b.columns), batch)
+        self._algorithm = self._choose()
+
+    def _set(self, kind: str, where: ctypes.c_void_p, key: int, value: Any) -> None:
+        setter = getattr(self._lib, f"cublasLt{kind}SetAttribute")
+        _check(setter(where, key, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))), f"attribute {key}")
+
+    def _layout(self, kind: int, m: Matrix, batch: int) -> ctypes.c_void_p:
+        """The column-major view of a row-major operand as it lies in memory."""
+        layout = ctypes.c_void_p()
+        rows, columns = (m.rows, m.columns) if m.transposed else (m.columns, m.rows)
+        create = self._lib.cublasLtMatrixLayoutCreate
+        status = create(
+            ctypes.byref(layout), kind, ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(max(m.leading, rows, 1))
+        )
+        _check(status, "layout")
+        if batch > 1:
+            self._set("MatrixLayout", layout, _BATCH_COUNT, ctypes.c_int32(batch))
+            self._set("MatrixLayout", layout, _BATCH_STRIDE, ctypes.c_int64(m.batch_stride))
+        return layout
+
+    def _choose(self) -> _Heuristic:
+        preference = ctypes.c_void_p()
+        _check(self._lib.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)), "preference")
+        self._set("MatmulPreference", preference, _MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE_BYTES))
+        found, count = _Heuristic(), ctypes.c_int()
+        status = self._lib.cublasLtMatmulAlgoGetHeuristic(
+            _handle(self._device), self._desc, self._a, self._b, self._d, self._d, preference, 1, ctypes.byref(found), ctypes.byref(count)
+        )
+        self._lib.cublasLtMatmulPreferenceDestroy(preference)
+        _check(status or (0 if count.value else 15), "heuristic")
+        return found
+
+    def __call__(self, a: int, b: int, d: int, workspace: int, stream: int) -> None:
+        """Launch on device addresses."""
+        pointer = ctypes.c_void_p
+        status = self._lib.cublasLtMatmul(
+            *(_handle(self._device), self._desc, ctypes.byref(self._one), pointer(b), self._a, pointer(a), self._b),
+            *(ctypes.byref(self._zero), pointer(d), self._d, pointer(d), self._d, ctypes.byref(self._algorithm)),
+            *(pointer(workspace), ctypes.c_size_t(WORKSPACE_BYTES), pointer(stream)),
+        )
+        _check(status, "product")
+
+    def __del__(self) -> None:
+        for layout in (getattr(self, name, None) for name in ("_a", "_b", "_d")):
+            if layout:
+                self._lib.cublasLtMatrixLayoutDestroy(layout)
+        if getattr(self, "_desc", None):
+            self._lib.cublasLtMatmulDescDestroy(self._desc)
