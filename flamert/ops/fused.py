@@ -69,3 +69,29 @@ def linear(
     if bias is not None:
         y = y + bias
     return activate(y if residual is None else y + residual, activation, alpha, beta)
+
+
+@composite
+def max_pool_channels_last(
+    x: Any, *, kernel: tuple[int, ...], strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]
+) -> Any:
+    """max_pool of [N, spatial…, C]; returns [N, windows…, C]."""
+    y = ops["max_pool"](to_channels_first(x), kernel=kernel, strides=strides, pads=pads, dilations=dilations)
+    return to_channels_last(y)
+
+
+@composite
+def average_pool_channels_last(
+    x: Any,
+    *,
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[int, ...],
+    dilations: tuple[int, ...],
+    counted: tuple[int, ...],
+) -> Any:
+    """average_pool of [N, spatial…, C]; returns [N, windows…, C]."""
+    y = ops["average_pool"](
+        to_channels_first(x), kernel=kernel, strides=strides, pads=pads, dilations=dilations, counted=counted
+    )
+    return to_channels_last(y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from flamert import ops
@@ -138,11 +139,51 @@ def _pad(walk: _Walk, node: Node) -> Value | None:
     return node.op(walk.last(x), None if value is None else walk.first(value), pads=moved)
 
 
+def _repeat(walk: _Walk, node: Node) -> Value | None:
+    x = node.inputs[0]
+    if not walk.follows(x):
+        return None
+    repeats = node.attrs["repeats"]
+    return ops.repeat(walk.last(x), repeats=(repeats[0], *repeats[2:], repeats[1]))  # type: ignore[arg-type]
+
+
+def _pool(walk: _Walk, node: Node) -> Value | None:
+    x = node.inputs[0]
+    if not walk.follows(x) or x.rank > 4:  # type: ignore[union-attr]
+        return None
+    pool = ops.OPS[f"{node.op.name}_channels_last"]
+    return pool(walk.last(x), **node.attrs)  # type: ignore[arg-type]
+
+
+def _conv_transpose(walk: _Walk, node: Node) -> Value | None:
+    """Where the kernel's stamps do not overlap, one product and a rearrangement of its columns."""
+    x, w, b = (*node.inputs, None)[:3]
+    assert x is not None and w is not None
+    kernel, attrs, n = w.shape[2:], node.attrs, x.rank - 2
+    plain = attrs["strides"] == kernel and attrs["group"] == 1 and not any(attrs["pads"]) and not any(attrs["output_padding"])
+    if not walk.follows(x) or not plain or any(d != 1 for d in attrs["dilations"]) or not w.node.known:
+        return None
+    last = walk.last(x)
+    spatial, m = last.shape[1:-1], w.shape[1]
+    columns = ops.reshape(
+        ops.transpose(walk.first(w), perm=(0, *range(2, n + 2), 1)), shape=(w.shape[0], math.prod(kernel) * m)
+    )
+    stamps = ops.matmul(ops.reshape(last, shape=(math.prod(last.shape[:-1]), last.shape[-1])), columns)
+    stamps = ops.reshape(stamps, shape=(last.shape[0], *spatial, *kernel, m))
+    woven = ops.transpose(stamps, perm=(0, *[i for k in range(n) for i in (1 + k, 1 + n + k)], 2 * n + 1))
+    y = ops.reshape(woven, shape=(last.shape[0], *[s * k for s, k in zip(spatial, kernel, strict=True)], m))
+    return y if b is None else y + walk.first(b)
+
+
 HANDLERS: dict[str, Callable[[_Walk, Node], Value | None]] = {
     "conv": _conv,
     "concat": _concat,
     "slice": _slice,
     "pad": _pad,
+    "repeat": _repeat,
+    "max_pool": _pool,
+    "average_pool": _pool,
+    "conv_transpose": _conv_transpose,
     **dict.fromkeys(("reduce_mean", "reduce_sum", "reduce_max", "reduce_min"), _reduce),
 }
 """By op: its result with channels last, or None where it must have channels first."""

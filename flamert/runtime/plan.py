@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from flamert.errors import FlamertError, UnsupportedOp, translated
 from flamert.graph import CONSTANT, INPUT, Graph, Node, TensorType, Value
 from flamert.limits import require_memory
+from flamert.ops.cpu.shape import copier
 from flamert.ops.op import Kernel, Site, expand
 from flamert.rewrite import rebuild
 from flamert.runtime.device import ALIGNMENT, Device
@@ -189,7 +191,7 @@ class Plan:
     def _call(self, node: Node, time_: int, last: dict[Value, int]) -> None:
         kernel = node.op.kernel_for(node, self.device.backend, hot=self.hot)
         if kernel is None and node.op.view is not None:
-            kernel = COPY_VIEW
+            kernel = COPY
         elif self.device.remote and needs_host(node, kernel):
             kernel = hosted(self.device)
         if kernel is None:
@@ -279,15 +281,15 @@ class _CopyOp:
 
 
 _Copy = _CopyOp()
-COPY = Kernel(None, lambda xp, out, x: xp.copyto(out, x))  # type: ignore[arg-type]
 
 
-def _copy_view(xp: Any, out: Any, x: Any, **attrs: Any) -> None:
-    out.reshape(x.shape)[...] = x
+def _copy(site: Site, out: Any, x: Any, **attrs: Any) -> Callable[[], Any]:
+    """Elements in C order are the same on both sides, so a copy serves reshapes that cannot be views as well."""
+    out = out.reshape(x.shape)
+    return copier(out, x) if isinstance(out, np.ndarray) else functools.partial(site.xp.copyto, out, x)
 
 
-COPY_VIEW = Kernel(None, _copy_view)  # type: ignore[arg-type]
-"""For a reshape that cannot be a view: the elements in C order are the same, so the operand is copied into the result."""
+COPY = Kernel(None, _copy, bind=True)  # type: ignore[arg-type]
 
 
 def _last_reads(graph: Graph) -> dict[Value, int]:

@@ -58,11 +58,38 @@ def chain(*steps):
     return {"program": tuple(Instruction(op, operands, extra) for op, operands, *rest in steps for extra in [tuple(rest)])}
 
 
+def windows(kernel, strides, pads, dilations=None):
+    return {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations or (1,) * len(kernel)}
+
+
+def pooled(x, filling, function, kernel, strides, pads, dilations):
+    n = len(kernel)
+    x = np.pad(x, [(0, 0), *zip(pads[:n], pads[n:], strict=True), (0, 0)], constant_values=filling)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    out = [(s - r) // t + 1 for s, r, t in zip(x.shape[1:-1], reach, strides, strict=True)]
+    y = np.zeros((x.shape[0], *out, x.shape[-1]))
+    for at in np.ndindex(*out):
+        window = x[
+            (slice(None), *[slice(i * t, i * t + r, d) for i, t, r, d in zip(at, strides, reach, dilations, strict=True)])
+        ]
+        y[(slice(None), *at)] = function(window.reshape(len(x), -1, x.shape[-1]))
+    return y
+
+
+def max_pool(x, *, kernel, strides, pads, dilations):
+    return pooled(x, -np.inf, lambda w: w.max(1), kernel, strides, pads, dilations)
+
+
+def average_pool(x, *, kernel, strides, pads, dilations, counted):
+    mean = np.nanmean if not any(counted) else np.mean
+    return pooled(x, 0 if any(counted) else np.nan, lambda w: mean(w, 1), kernel, strides, pads, dilations)
+
+
 PARAMETERS = {"clip": (-0.5, 0.75), "leaky_relu": (0.1, 0.0), "hard_sigmoid": (0.3, 0.4)}
 
 CASES = [
     *[
-        Case("linear", [f32(m, k), f32(k, n), f32(n)], {}, linear, constants=(1,))
+        Case("linear", [f32(m, k), f32(k, n), f32(n)], {}, linear, tolerance=(2e-5, 2e-5), constants=(1,))
         for m, k, n in [(1, 5, 3), (2, 40, 70), (7, 400, 33), (200, 9, 16), (3, 0, 4), (0, 4, 4)]
     ],
     *[
@@ -174,4 +201,22 @@ CASES = [
             "gelu_tanh": lambda x, program: FUNCTIONS["gelu_tanh"](x, 0, 0),
         }.items()
     ],
+    *[
+        Case(op, [f32(*shape)], attrs, pool, name=f"{op}-{'x'.join(map(str, shape))}-{i}")
+        for op, pool in [("max_pool_channels_last", max_pool), ("average_pool_channels_last", average_pool)]
+        for i, (shape, attrs) in enumerate(
+            [
+                ((2, 7, 6, 5), windows((3, 2), (2, 1), (1, 0, 1, 1))),
+                ((1, 6, 8, 17), windows((2, 2), (2, 2), (0, 0, 0, 0), (2, 3))),
+                ((2, 9, 3), windows((4,), (3,), (1, 2))),
+            ]
+        )
+        for attrs in [attrs | ({"counted": (0,) * len(attrs["pads"])} if pool is average_pool else {})]
+    ],
+    Case(
+        "average_pool_channels_last",
+        [f32(1, 5, 6, 4)],
+        windows((3, 3), (2, 2), (1, 1, 1, 1)) | {"counted": (1, 1, 1, 1)},
+        average_pool,
+    ),
 ]

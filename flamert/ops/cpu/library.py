@@ -56,7 +56,7 @@ class Library:
             arguments.p[k] = None if array is None else address(array)
         arguments.i[: len(integers)] = integers
         arguments.f[: len(floats)] = floats
-        return NativeCall(self, self.kernel(name), arguments, pointers)
+        return NativeCall(self, [self.kernel(name)], [arguments], pointers)
 
 
 def address(array: np.ndarray) -> int:
@@ -67,25 +67,24 @@ def address(array: np.ndarray) -> int:
 
 
 class NativeCall:
-    """One kernel call; calling it runs it. Calls that follow each other can be chained into one."""
+    """Kernel calls, one or several in a row; calling it runs them without coming back to Python in between."""
 
-    __slots__ = ("arguments", "entry", "fn", "kept", "library", "where")
+    __slots__ = ("arguments", "entries", "fns", "kept", "library", "where")
 
-    def __init__(self, library: Library, fn: int, arguments: Arguments, kept: Any) -> None:
-        self.library, self.fn, self.arguments, self.kept = library, fn, arguments, kept
-        self.entry = (_Entry * 1)(_Entry(fn, ctypes.addressof(arguments)))
-        self.where = ctypes.addressof(self.entry)
+    def __init__(self, library: Library, fns: Sequence[int], arguments: Sequence[Arguments], kept: Any) -> None:
+        self.library, self.fns, self.arguments, self.kept = library, fns, arguments, kept
+        pairs = [_Entry(fn, ctypes.addressof(a)) for fn, a in zip(fns, arguments, strict=True)]
+        self.entries = (_Entry * len(pairs))(*pairs)
+        self.where = ctypes.addressof(self.entries)
 
     def __call__(self) -> None:
-        self.library.run(self.where, 1)
+        self.library.run(self.where, len(self.fns))
 
     @staticmethod
-    def chain(calls: Sequence[NativeCall]) -> Callable[[], None]:
-        """One call that does what all these do in turn, without coming back to Python in between."""
-        entries = (_Entry * len(calls))(*[_Entry(c.fn, ctypes.addressof(c.arguments)) for c in calls])
-        run = functools.partial(calls[0].library.run, ctypes.addressof(entries), len(calls))
-        run.__dict__["kept"] = (entries, [c.arguments for c in calls], [c.kept for c in calls])
-        return run
+    def chain(calls: Sequence[NativeCall]) -> NativeCall:
+        """What all these do, in turn, as one call."""
+        fns = [fn for c in calls for fn in c.fns]
+        return NativeCall(calls[0].library, fns, [a for c in calls for a in c.arguments], [c.kept for c in calls])
 
 
 @functools.cache

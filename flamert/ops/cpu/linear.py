@@ -23,7 +23,7 @@ def pack(w: np.ndarray) -> np.ndarray:
     k, n = w.shape
     out = np.empty((-(-n // lib.panel), k, lib.panel), np.float32)
     call = lib.call("pack", [out], [k, n, w.strides[0] // 4, w.strides[1] // 4])
-    call.arguments.p[1] = w.__array_interface__["data"][0]
+    call.arguments[0].p[1] = w.__array_interface__["data"][0]
     call()
     return out
 

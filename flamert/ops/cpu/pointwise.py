@@ -173,6 +173,6 @@ def _(site: Site, out: Any, *inputs: Any, program: Sequence[Instruction]) -> Cal
         [out, None, None, site.work[0]],
         [out.size, len(program), len(inputs), registers, out.dtype == np.bool_, workers],
     )
-    call.arguments.p[1], call.arguments.p[2] = ctypes.addressof(steps), ctypes.addressof(operands)
+    call.arguments[0].p[1], call.arguments[0].p[2] = ctypes.addressof(steps), ctypes.addressof(operands)
     call.kept = (call.kept, inputs, steps, operands)
     return call

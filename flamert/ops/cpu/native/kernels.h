@@ -9,6 +9,9 @@
 #include "gemm.h"
 #include "conv.h"
 #include "pointwise.h"
+#include "copy.h"
+#include "reduce.h"
+#include "pool.h"
 
 const int64_t SET(panel) = NR;
 const entry SET(kernels)[] = {
@@ -17,5 +20,11 @@ const entry SET(kernels)[] = {
     {"conv", conv},
     {"depthwise", depthwise},
     {"pointwise", pointwise},
+    {"copy", copy},
+    {"fill", fill_all},
+    {"reduce", reduce},
+    {"softmax", softmax},
+    {"layer_norm", layer_norm},
+    {"pool", pool},
     {0, 0},
 };
