@@ -1,0 +1,120 @@
+"""Rows for ops/attention.py, ops/rotary.py and ops/linear_attention.py: the oracles take one query at a time."""
+
+import math
+
+import numpy as np
+
+from flamert import dtypes
+from flamert.testing import Case
+from tests.cases.elementwise import FLOATS, f32
+
+rng = np.random.default_rng(11)
+
+
+def attention(q, k, v, mask=None, lengths=None, *, scale, softcap=0.0, left=None, right=None, offset=0):
+    (b, hq, l, _), (_, hkv, s, _) = q.shape, k.shape
+    y = np.zeros((b, hq, l, v.shape[3]))
+    if mask is not None:
+        mask = np.broadcast_to(mask, (b, hq, l, s))
+    for at in np.ndindex(b, hq, l):
+        n, h, i = at
+        total, weighted = 0.0, np.zeros(v.shape[3])
+        count = s if lengths is None else lengths[n]
+        position = i + (offset if lengths is None else count - l)
+        for j in range(count):
+            if (right is not None and j > position + right) or (left is not None and j < position - left):
+                continue
+            score = scale * q[at] @ k[n, h // (hq // hkv), j]
+            if softcap:
+                score = softcap * math.tanh(score / softcap)
+            if mask is not None:
+                if mask.dtype != bool:
+                    score += mask[n, h, i, j]
+                elif not mask[n, h, i, j]:
+                    continue
+            total += math.exp(score)
+            weighted += math.exp(score) * v[n, h // (hq // hkv), j]
+        y[at] = weighted / total if total else 0
+    return y
+
+
+def qkv(b=2, hq=4, hkv=2, l=3, s=5, d=4, dv=6):
+    return [f32(b, hq, l, d), f32(b, hkv, s, d), f32(b, hkv, s, dv)]
+
+
+def case(operands, kinds=(dtypes.float32,), name="", **attrs):
+    return Case("attention", operands, {"scale": 0.5, **attrs}, attention, kinds, name=name)
+
+
+def rotated(x, cos, sin, interleaved=False):
+    half = cos.shape[-1]
+    y = x.copy()
+    for i in range(half):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+        y[..., a] = x[..., a] * cos[..., i] - x[..., b] * sin[..., i]
+        y[..., b] = x[..., a] * sin[..., i] + x[..., b] * cos[..., i]
+    return y
+
+
+def linear_attention(q, k, v, state=None, decay=None, beta=None, *, scale):
+    (b, hq, t, d), (_, hkv, _, dv) = q.shape, v.shape
+    y = np.zeros((b, hq, t, dv))
+    last = np.zeros((b, hkv, d, dv)) if state is None else state.astype(np.float64)
+    decay = np.zeros((b, hkv, t, d)) if decay is None else np.broadcast_to(decay, (b, hkv, t, d))
+    for n, h, i in np.ndindex(b, hkv, t):
+        S = np.exp(decay[n, h, i])[:, None] * last[n, h]
+        u = v[n, h, i]
+        if beta is not None:
+            u = np.broadcast_to(beta, (b, hkv, t, 1))[n, h, i] * (u - S.T @ k[n, h, i])
+        last[n, h] = S + np.outer(k[n, h, i], u)
+        for r in range(hq // hkv):
+            y[n, h * (hq // hkv) + r, i] = scale * q[n, h * (hq // hkv) + r, i] @ last[n, h]
+    return y, last
+
+
+ANY = np.array([[True, False, True, True, False], [False] * 5, [True] * 5])
+LENGTHS = np.array([5, 2], np.int64)
+HEADS = (f32(2, 4, 3, 4), f32(2, 2, 3, 4), f32(2, 2, 3, 5))
+
+CASES = [
+    case(qkv(), FLOATS),
+    case(qkv(hq=2), FLOATS, softcap=0.7),
+    case(qkv(hkv=1), FLOATS, right=0),
+    *[case([*qkv(), f32(*m)], FLOATS, name=f"mask-{len(m)}") for m in ((5,), (3, 5), (4, 1, 5), (2, 1, 3, 5), (1, 4, 3, 1))],
+    *[case([*qkv(), ANY.reshape(m)], FLOATS, name=f"seen-{len(m)}") for m in ((3, 5), (1, 3, 5), (1, 1, 3, 5))],
+    case([*qkv(), np.where(ANY, 0, -np.inf).astype(np.float32)], FLOATS, name="infinite-mask"),
+    *[case(qkv(), right=0, offset=o, name=f"offset{o}") for o in (-2, 1, 2, 7)],
+    *[
+        case(qkv(s=3), left=l, right=r, offset=o, name=f"window{l}{r}{o}")
+        for l, r, o in ((1, 0, 0), (0, 1, 0), (1, None, 9), (0, 0, -9))
+    ],
+    case([*qkv(), None, LENGTHS], FLOATS, name="lengths"),
+    case([*qkv(), None, LENGTHS.astype(np.int32)], right=0, name="lengths-causal"),
+    case([*qkv(), f32(2, 1, 1, 5), LENGTHS], left=1, right=1, softcap=2.0, name="everything"),
+    case(qkv(s=0), name="no-keys"),
+    case(qkv(l=0), name="no-queries"),
+    case(qkv(b=0), name="no-batch"),
+    *[
+        Case("rotary_embedding", [f32(2, 3, 4, 6), f32(*c), f32(*c)], {"interleaved": i}, rotated, FLOATS)
+        for c in ((2, 1, 4, 3), (2, 3, 1, 2), (4, 3))
+        for i in (False, True)
+    ],
+    Case("linear_attention", HEADS, {"scale": 0.5}, linear_attention, FLOATS),
+    Case("linear_attention", [*HEADS, f32(2, 2, 4, 5)], {"scale": 1.0}, linear_attention, FLOATS),
+    *[
+        Case("linear_attention", [*HEADS, None, f32(2, 2, 3, d)], {"scale": 0.5}, linear_attention, name=f"gated{d}")
+        for d in (1, 4)
+    ],
+    *[
+        Case(
+            "linear_attention",
+            [*HEADS, f32(2, 2, 4, 5), f32(2, 2, 3, 4), f32(2, h, 3, 1)],
+            {"scale": 0.5},
+            linear_attention,
+            FLOATS,
+        )
+        for h in (1, 2)
+    ],
+    Case("linear_attention", [*HEADS, f32(2, 2, 4, 5).astype(np.float64)], {"scale": 1.0}, linear_attention, name="wide-state"),
+    Case("linear_attention", [x[:, :, :0] for x in HEADS], {"scale": 1.0}, linear_attention, name="no-steps"),
+]
