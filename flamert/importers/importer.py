@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from flamert import graph as g
-from flamert.errors import FlamertError, InvalidModel, UnsafeModel, UnsupportedOp
+from flamert.errors import FlamertError, InvalidModel, UnsafeModel, UnsupportedOp, translated
 from flamert.graph import INPUT, Graph, Source, Value
+from flamert.importers.host import Body
 from flamert.importers.onnx import OnnxGraph, OnnxNode, Reference
 from flamert.importers.registry import Context, Converter, Enter, Entry, HostCall, NeedValue, Opaque, as_entry, find
+from flamert.limits import MAX_NESTING, MAX_NODES
 from flamert.ops.evaluate import evaluate, value_of
 from flamert.runtime.program import Call, Read, Return, Slot, Stage, flatten
 
 FOLD_BYTES = 1 << 16
 """Known results up to this size are computed while importing; larger ones are left to the folding pass."""
 
-MAX_NODES = 1_000_000
-"""Nodes that one import may visit, functions and unrolled loops included, before the model counts as a bomb."""
+_EMPTY = OnnxGraph((), (), (), {})
 
 
 class Scope:
@@ -45,7 +47,7 @@ class Scope:
 class Frame:
     """A graph being imported: how far, and what to do with its outputs at the end."""
 
-    __slots__ = ("at", "attributes", "graph", "leave", "node", "scope", "state")
+    __slots__ = ("again", "at", "attributes", "graph", "leave", "node", "scope", "state")
 
     def __init__(
         self,
@@ -57,26 +59,41 @@ class Frame:
     ) -> None:
         self.graph, self.scope, self.node, self.leave, self.state = graph, scope, node, leave, list(state)
         self.at = 0
+        self.again = False
         self.attributes: Mapping[str, Any] | None = None
 
-    def remaining(self) -> Sequence[OnnxNode]:
-        return self.graph.nodes[self.at :]
+    def needed(self) -> Iterator[str]:
+        """Names that are still to be read, here or by what leaving leads to."""
+        for node in self.graph.nodes[self.at :]:
+            yield from node.reads
+        yield from self.graph.outputs
+        if self.again:
+            yield from self.graph.free
 
 
 class Importer:
     """One walk over a model for one signature. `start` gives the first Stage; later ones come from the stages' `resume`.
 
-    functions: model-local functions by (domain, name, overload). file: for messages.
+    functions: model-local functions by (domain, name, overload). file: for messages. declared: element types that the file
+    says its outputs have.
     """
 
-    def __init__(self, functions: Mapping[tuple[str, str, str], OnnxGraph], file: str = "") -> None:
+    def __init__(
+        self,
+        functions: Mapping[tuple[str, str, str], OnnxGraph],
+        file: str = "",
+        declared: Mapping[str, np.dtype | None] | None = None,
+    ) -> None:
         self.functions = functions
         self.file = file
+        self.declared = declared or {}
         self.visited = 0
         self.frames: list[Frame] = []
         self.slots: dict[Value | Opaque, Slot] = {}
         self.numbers = itertools.count()
         self.received: list[Slot] = []
+        self.rolled: set[OnnxNode] = set()
+        """Loops that are not to be unrolled."""
 
     # -- values that come from outside --------------------------------------------------------------------------------
 
@@ -110,50 +127,51 @@ class Importer:
         opsets: Mapping[str, int],
         bindings: Mapping[str, Entry],
         outputs: Sequence[str] | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> Stage:
-        """Import `graph` with its inputs, initializers and captured names bound; its outputs are what the program returns."""
+        """Import `graph` with its inputs, initializers and captured names bound; its outputs are what the program returns.
+
+        attributes: those of the function that the graph is part of, if it is part of one.
+        """
         if outputs is not None:
             graph = _pruned(graph, outputs)
         scope = Scope(opsets)
         scope.names.update(bindings)
         self.frames = [Frame(graph, scope)]
+        self.frames[0].attributes = attributes
         return self.run()
 
     def run(self) -> Stage:
         """Go on until the model ends or only data can tell how."""
         while True:
             frame = self.frames[-1]
-            if frame.at == len(frame.graph.nodes):
-                results = [self.lookup(frame.scope, name) for name in frame.graph.outputs]
-                if len(self.frames) == 1:
-                    return self._finish(results)
-                self.frames.pop()
-                assert frame.node is not None
-                self._settle(self.frames[-1], frame.node, frame.leave(results, frame.state))
-                continue
-            node = frame.graph.nodes[frame.at]
+            ended = frame.at == len(frame.graph.nodes)
+            results = [self.lookup(frame.scope, name) for name in frame.graph.outputs] if ended else []
+            if ended and len(self.frames) == 1:
+                return self._finish(results)
+            node = frame.node if ended else frame.graph.nodes[frame.at]
+            assert node is not None
             source = Source(node.op_type, node.name or (node.outputs[0] if node.outputs else ""), self.file)
             try:
                 with g.sourced(source):
-                    result = self._convert(frame, node)
+                    if ended:
+                        result = frame.leave(results, frame.state)
+                        self.frames.pop()
+                    else:
+                        result = self._convert(frame, node)
+                        frame.at += 1
+                    if not isinstance(result, HostCall):
+                        self._settle(self.frames[-1], node, result)
+                    elif not self._roll_up():
+                        return self._call(node, result)
             except NeedValue as need:
-                return self._read(need.wanted)
+                if not self._roll_up():
+                    return self._read(need.wanted)
             except FlamertError as error:
-                raise error.at(str(source))
-            except (
-                ValueError,
-                TypeError,
-                IndexError,
-                KeyError,
-                AttributeError,
-                OverflowError,
-                ZeroDivisionError,
-            ) as error:
-                raise InvalidModel(f"{type(error).__name__}: {error}").at(str(source)) from error
-            frame.at += 1
-            if isinstance(result, HostCall):
-                return self._call(node, result)
-            self._settle(frame, node, result)
+                error.at(str(source))
+                raise
+            except Exception as error:  # whatever contradiction in the file a converter tripped over
+                raise translated(error, str(source), InvalidModel) from error
 
     def lookup(self, scope: Scope, name: str) -> Entry:
         return None if name == "" else scope.find(name)
@@ -164,7 +182,7 @@ class Importer:
             raise UnsafeModel(f"the model expands to more than {MAX_NODES} nodes")
         inputs = [self.lookup(frame.scope, name) for name in node.inputs]
         function = self.functions.get((node.domain, node.op_type, node.overload)) if self.functions else None
-        attributes = node.attributes
+        attributes: Mapping[str, Any] = node.attributes
         if frame.attributes is not None:
             attributes = _resolved(attributes, frame.attributes)
         if function is not None:
@@ -194,6 +212,7 @@ class Importer:
             scope.names.update(result.bindings)
             entered = Frame(result.graph, scope, node, result.leave, result.state)
             entered.attributes = result.attributes if function else frame.attributes
+            entered.again = result.again
             self.frames.append(entered)
             return
         results = result if isinstance(result, tuple | list) else (result,)
@@ -208,8 +227,8 @@ class Importer:
                 frame.scope.names[name] = entry
 
     def _enter_function(self, function: OnnxGraph, inputs: Sequence[Entry], attributes: Mapping[str, Any]) -> Enter:
-        if len(self.frames) > 200:
-            raise UnsafeModel(f"functions are nested more than 200 deep (is {function.name!r} recursive?)")
+        if len(self.frames) > MAX_NESTING:
+            raise UnsafeModel(f"functions are nested more than {MAX_NESTING} deep (is {function.name!r} recursive?)")
         if len(inputs) > len(function.inputs):
             raise InvalidModel(f"function {function.name!r} takes {len(function.inputs)} inputs, got {len(inputs)}")
         padded = [*inputs, *[None] * (len(function.inputs) - len(inputs))]
@@ -224,7 +243,7 @@ class Importer:
             raise UnsupportedOp(
                 f"{node.domain or 'ai.onnx'}::{node.op_type}: the model imports no opset of this domain (it imports {known})"
             )
-        function = function_body(node, opset, inputs, attributes)
+        function = function_body(node, self.frames[-1].scope.opsets, inputs, attributes)
         if function is None:
             raise UnsupportedOp(
                 f"{node.domain or 'ai.onnx'}::{node.op_type} (opset {opset}) has no converter; register one with "
@@ -240,15 +259,35 @@ class Importer:
         except NeedValue as need:
             original = {s: v for v, s in stand_ins.items()}
             raise NeedValue([original.get(w, w) for w in need.wanted]) from None
+        if isinstance(result, HostCall | Enter):
+            raise UnsupportedOp(f"{ctx.node.op_type} of strings")
         results = list(result) if isinstance(result, tuple | list) else [result]
         if not stand_ins:
             return [g.constant(value_of(r)) for r in results]
         names = list(stand_ins.values())
         return HostCall(lambda *arrays: evaluate(results, dict(zip(names, arrays, strict=True))), tuple(stand_ins))
 
+    def _roll_up(self) -> bool:
+        """Where only data can tell how to go on inside a loop that is being unrolled, go back and let it run on the host.
+
+        Its body is then specialised once per outcome; unrolled, outcomes would multiply with every turn.
+        """
+        for depth in reversed(range(1, len(self.frames))):
+            frame = self.frames[depth]
+            if frame.again and frame.node is not None and frame.node.op_type in ("Loop", "Scan"):
+                del self.frames[depth:]
+                self.frames[-1].at -= 1
+                self.rolled.add(frame.node)
+                return True
+        return False
+
     # -- the ends of stages -------------------------------------------------------------------------------------------
 
     def _finish(self, results: Sequence[Entry]) -> Stage:
+        for name, entry in zip(self.frames[-1].graph.outputs, results, strict=True):
+            want = self.declared.get(name)
+            if isinstance(entry, Value) and want is not None and entry.dtype != want:
+                raise InvalidModel(f"output {name!r} is declared as {want.name}, and is {entry.dtype.name}").at(self.file)
         crossing: list[Value] = []
         trees = tuple([self._tree(r, crossing) for r in results])
         return self._stage(crossing, Return(trees), None)
@@ -266,17 +305,31 @@ class Importer:
     def _call(self, node: OnnxNode, call: HostCall) -> Stage:
         crossing: list[Value] = []
         arguments = tuple([self._tree(a, crossing) for a in call.arguments])
+        if call.then is not None:
+            # A frame with nothing to import: `then` has its turn on leaving it.
+            self.frames.append(Frame(_EMPTY, Scope({}), node, call.then, call.state))
 
         def resume(found: Sequence[Any], received: Importer) -> None:
-            received._settle(received.frames[-1], node, [received.receive(r) for r in found])
+            results = [received.receive(r) for r in found]
+            if call.then is None:
+                received._settle(received.frames[-1], node, results)
+            else:
+                frame = received.frames[-1]
+                frame.scope.names = {str(i): r for i, r in enumerate(results)}
+                frame.graph = OnnxGraph((), (), frame.scope.names, {})
 
-        return self._close(crossing, Call(call.run, arguments), resume)
+        return self._close(crossing, Call(call.run, arguments, call.within), resume)
+
+    def subprogram(self, graph: OnnxGraph) -> Body:
+        """A body graph of the node at hand as a callable, with what it reads from the names around it."""
+        frame = self.frames[-1]
+        entries = {name: self.lookup(frame.scope, name) for name in sorted(graph.free)}
+        opsets = graph.opsets or frame.scope.opsets
+        return Body(graph, opsets, frame.attributes, entries, functools.partial(Importer, self.functions, self.file))
 
     def _close(self, crossing: list[Value], step: Read | Call, resume: Callable[[Sequence[Any], Importer], None]) -> Stage:
         """End the static stage here. Its continuation starts from a copy of this importer's state, once per outcome."""
-        needed = {name for frame in self.frames for node in frame.remaining() for name in node.reads}
-        needed.update(name for frame in self.frames for name in frame.graph.outputs)
-        state = self.copy(needed)
+        state = self.copy({name for frame in self.frames for name in frame.needed()})
         for entry in state.entries():
             _collect(entry, crossing)
         crossing = list(dict.fromkeys(crossing))
@@ -324,8 +377,8 @@ class Importer:
 
     def copy(self, needed: set[str] | None = None) -> Importer:
         """The same state, independent of this one; with `needed`, other names are forgotten."""
-        twin = Importer(self.functions, self.file)
-        twin.visited, twin.numbers = self.visited, self.numbers
+        twin = Importer(self.functions, self.file, self.declared)
+        twin.visited, twin.numbers, twin.rolled = self.visited, self.numbers, self.rolled
         scopes: dict[Scope, Scope] = {}
 
         def copied(scope: Scope | None) -> Scope | None:
@@ -338,7 +391,7 @@ class Importer:
 
         for frame in self.frames:
             new = Frame(frame.graph, copied(frame.scope), frame.node, frame.leave, frame.state)  # type: ignore[arg-type]
-            new.at, new.attributes = frame.at, frame.attributes
+            new.at, new.attributes, new.again = frame.at, frame.attributes, frame.again
             twin.frames.append(new)
         twin.slots = dict(self.slots)
         return twin
@@ -354,7 +407,7 @@ class Importer:
                 yield from scope.names.values()
                 scope = scope.parent
 
-    def replace(self, new: Mapping[Value | Opaque, Entry]) -> None:
+    def replace(self, new: Mapping[Any, Entry]) -> None:
         """Bind every name that stands for an old Value to a new Entry."""
 
         def renewed(entry: Entry) -> Entry:

@@ -1,4 +1,4 @@
-"""Which converter turns which ONNX op into ops here, by domain and opset version, and what a converter may ask of the importer."""
+"""Which converter turns which ONNX op into ops here, by domain and version, and what a converter may ask of the importer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from flamert.graph import Value
 from flamert.ops.evaluate import value_of
 
 if TYPE_CHECKING:
+    from flamert.importers.host import Body
     from flamert.importers.onnx import OnnxGraph, OnnxNode
+
+UNROLL_NODES = 2000
+"""Nodes that unrolling a loop may add to the graph; longer loops run turn by turn on the host."""
 
 Entry = Any
 """What an ONNX name is bound to: a Value, an Opaque, None (an absent optional) or a list of Entries (a sequence)."""
@@ -37,17 +41,25 @@ class NeedValue(Exception):
 
 
 class HostCall(NamedTuple):
-    """A converter's result that only data can tell: `run` on arrays, lists and objects gives the node's outputs."""
+    """A converter's result that only data can tell: `run` on arrays, lists and objects gives the node's outputs.
+
+    then: makes the outputs of what `run` gave, `then(results, state)`, in graph. Entries it will need travel in `state`.
+    within: `run` takes the Program that it runs in as its first argument (None while importing), to run others like it.
+    """
 
     run: Callable[..., Sequence[Any]]
     arguments: tuple[Entry, ...]
+    then: Callable[[list[Entry], list[Entry]], Any] | None = None
+    state: tuple[Entry, ...] = ()
+    within: bool = False
 
 
 class Enter(NamedTuple):
     """A converter's result that lies in another graph: import `graph` with `bindings`, then `leave(outputs, state)`.
 
-    `leave` returns the node's outputs, or another Enter (the next turn of a loop). Entries it will need travel in `state`.
+    `leave` returns whatever a converter may, such as another Enter. Entries it will need travel in `state`.
     `attributes`: for a function, which sees no names around it, what references to its attributes stand for.
+    `again`: whether `leave` may enter the same graph again, for the next turn of a loop.
     """
 
     graph: OnnxGraph
@@ -55,6 +67,7 @@ class Enter(NamedTuple):
     leave: Callable[[list[Entry], list[Entry]], Any]
     state: Sequence[Entry] = ()
     attributes: Mapping[str, Any] | None = None
+    again: bool = False
 
 
 class Converter(NamedTuple):
@@ -132,14 +145,30 @@ class Context:
         """The contents of a 1-D or scalar integer Value as Python ints; None for an absent input."""
         return None if value is None else tuple(int(i) for i in self.value(value).reshape(-1))
 
-    def host(self, run: Callable[..., Sequence[Any]], *arguments: Entry) -> Any:
-        """Compute the node's outputs in Python, `run(*arrays)` → list of results; at once if all arguments are known."""
-        if all(map(is_known, arguments)):
-            return [as_entry(r) for r in run(*[concrete(a) for a in arguments])]
-        return HostCall(run, arguments)
+    def host(
+        self,
+        run: Callable[..., Sequence[Any]],
+        *arguments: Entry,
+        then: Callable[[list[Entry], list[Entry]], Any] | None = None,
+        state: Sequence[Entry] = (),
+        within: bool = False,
+    ) -> Any:
+        """Compute the node's outputs in Python, `run(*arrays)` → list of results; at once if all arguments are known.
 
-    def subprogram(self, graph: OnnxGraph) -> Any:
-        """A body graph as a callable on run-time objects, with the outer names it reads captured (see host.py)."""
+        then, state, within: see HostCall.
+        """
+        if not all(map(is_known, arguments)):
+            return HostCall(run, arguments, then, tuple(state), within)
+        known = [concrete(a) for a in arguments]
+        results = [as_entry(r) for r in (run(None, *known) if within else run(*known))]
+        return results if then is None else then(results, list(state))
+
+    def unrolls(self, turns: int, size: int) -> bool:
+        """Whether to unroll the loop at hand, of so many turns of `size` nodes each, rather than to run it on the host."""
+        return turns * size <= UNROLL_NODES and self.node not in self.importer.rolled
+
+    def subprogram(self, graph: OnnxGraph) -> Body:
+        """A body graph as a callable on run-time objects, with the outer names it reads captured."""
         return self.importer.subprogram(graph)
 
     def unsupported(self, why: str) -> UnsupportedOp:

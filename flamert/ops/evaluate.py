@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from flamert.errors import FlamertError, OutOfMemory, UnsupportedOp
+from flamert.errors import FlamertError, UnsupportedOp, translated
 from flamert.graph import CONSTANT, INPUT, Node, Value, topological
 from flamert.graph import input as graph_input
+from flamert.limits import require_memory
 from flamert.ops.op import Kernel, Site, expand, reference
 
 
@@ -28,26 +29,31 @@ def evaluate(outputs: Sequence[Value], feeds: Mapping[Value, Any] | None = None,
 
 def apply(node: Node, inputs: Sequence[Any], xp: Any = np, kernel: Kernel | None = None) -> list[Any]:
     """One node on arrays, into fresh results."""
-    kernel = kernel or reference(node.op)
-    if kernel is None and node.op.view is not None:
-        # A view's result is copied out, so that whoever gets it owns it.
-        return [xp.array(node.op.view(xp.ascontiguousarray(inputs[0]).reshape(xp.shape(inputs[0])), **node.attrs))]
-    if kernel is None and node.op.body is not None:
+    try:
+        return _apply(node, inputs, xp, kernel or reference(node.op))
+    except FlamertError as error:
+        error.at(str(node.source or node.op.name))
+        raise
+    except Exception as error:
+        raise translated(error, str(node.source or node.op.name)) from error
+
+
+def _apply(node: Node, inputs: Sequence[Any], xp: Any, kernel: Kernel | None) -> list[Any]:
+    if kernel is None and node.op.body is not None and node.op.view is None:
         arguments = tuple(None if v is None else graph_input(v.type) for v in node.inputs)
         feeds = {a: x for a, x in zip(arguments, inputs, strict=True) if a is not None}
         return evaluate(expand(node, arguments), feeds, xp)
+    scratch = kernel.workspace(node) if kernel is not None and kernel.workspace else ()
+    require_memory(sum([t.nbytes for t in (*node.types, *scratch)]), node.op.name)
+    if kernel is None and node.op.view is not None:
+        # A view's result is copied out, so that whoever gets it owns it.
+        return [xp.array(node.op.view(xp.ascontiguousarray(inputs[0]).reshape(xp.shape(inputs[0])), **node.attrs))]
     if kernel is None:
-        raise UnsupportedOp(f"{node.op.name} has no reference kernel").at(str(node.source))
-    try:
-        outs = [xp.empty(t.shape, t.dtype) for t in node.types]
-        work = tuple(xp.empty(t.shape, t.dtype) for t in kernel.workspace(node)) if kernel.workspace else ()
-    except MemoryError as error:
-        raise OutOfMemory(f"{node.op.name} needs {sum(t.nbytes for t in node.types)} bytes").at(str(node.source)) from error
+        raise UnsupportedOp(f"{node.op.name} has no reference kernel")
+    outs = [xp.empty(t.shape, t.dtype) for t in node.types]
+    work = tuple(xp.empty(t.shape, t.dtype) for t in scratch)
     operands = [xp.ascontiguousarray(a) if kernel.contiguous and a is not None else a for a in inputs]
-    try:
-        kernel.thunk(Site(xp, node, work), outs[0] if len(outs) == 1 else tuple(outs), operands)()
-    except FlamertError as error:
-        raise error.at(str(node.source))
+    kernel.thunk(Site(xp, node, work), outs[0] if len(outs) == 1 else tuple(outs), operands)()
     return outs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -200,14 +201,46 @@ class Kernel:
         return functools.partial(self.run, site.xp, out, *inputs, **attrs)
 
 
+class Derived:
+    """What was made of a constant array: its copy on a device, a packing of it. Kept for as long as some plan holds it."""
+
+    __slots__ = ("__weakref__", "array", "made")
+
+    def __init__(self, array: Any, made: Any) -> None:
+        self.array, self.made = array, made
+
+    @staticmethod
+    def of(array: Any, kind: Any, make: Callable[[], Any], cache: dict, held: dict[Any, Derived]) -> Any:
+        """`make()`, done once per kind and array for all who share the cache; `held` is the caller's hold on it."""
+        key = (kind, id(array))
+        shared = cache.setdefault(Derived, weakref.WeakValueDictionary())
+        found = shared.get(key)
+        if found is None:
+            found = shared[key] = Derived(array, make())
+        held[key] = found
+        return found.made
+
+
 class Site:
-    """Where a kernel runs: the array module, the node, scratch memory, and a cache shared by the plans of one model."""
+    """Where a kernel runs: the array module, the node, scratch memory, and a cache shared by the plans of one model.
 
-    __slots__ = ("cache", "device", "node", "work", "xp")
+    held: what keeps the derivatives of constants alive, normally the plan's.
+    """
 
-    def __init__(self, xp: Any, node: Node, work: tuple[Any, ...] = (), cache: dict | None = None, device: Any = None):
+    __slots__ = ("cache", "device", "held", "node", "work", "xp")
+
+    def __init__(
+        self,
+        xp: Any,
+        node: Node,
+        work: tuple[Any, ...] = (),
+        cache: dict | None = None,
+        device: Any = None,
+        held: dict[Any, Derived] | None = None,
+    ) -> None:
         self.xp, self.node, self.work, self.device = xp, node, work, device
         self.cache = {} if cache is None else cache
+        self.held = {} if held is None else held
 
     def is_constant(self, operand: int) -> bool:
         """Whether this operand holds the same array in every call, so that work on it can be done once."""
@@ -216,11 +249,7 @@ class Site:
 
     def prepacked(self, kind: str, operand: int, make: Callable[[], Any]) -> Any:
         """`make()`, done once per kind and constant operand, and shared by all plans of the model."""
-        array = self.node.inputs[operand].constant
-        key = (kind, id(array))
-        if key not in self.cache:
-            self.cache[key] = (array, make())
-        return self.cache[key][1]
+        return Derived.of(self.node.inputs[operand].constant, kind, make, self.cache, self.held)
 
 
 def kernel(op: Op, backend: str | None = None, **traits: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -14,7 +14,7 @@ from flamert.errors import FlamertError, UnsupportedOp, translated
 from flamert.graph import CONSTANT, INPUT, Graph, Node, TensorType, Value
 from flamert.limits import require_memory
 from flamert.ops.cpu.shape import copier
-from flamert.ops.op import Kernel, Site, expand
+from flamert.ops.op import Derived, Kernel, Site, expand
 from flamert.rewrite import rebuild
 from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.hosted import hosted, needs_host
@@ -72,6 +72,7 @@ class Plan:
     def __init__(self, graph: Graph, device: Device, *, cache: dict | None = None, hot: bool = False) -> None:
         self.device = device
         self.cache = {} if cache is None else cache
+        self._held: dict[Any, Derived] = {}
         self.hot = hot
         self.graph = decompose(graph, device.backend, hot)
         self.steps: list[Step] = []
@@ -161,10 +162,8 @@ class Plan:
 
     def _constant(self, node: Node) -> None:
         array = node.attrs["value"]
-        key = ("device", self.device.name, id(array))
-        if key not in self.cache:
-            self.cache[key] = (array, self.device.upload(array))
-        self._places[node.outputs[0]] = Place(Storage(node.types[0], -1, self.cache[key][1]), 0, None)
+        made = Derived.of(array, self.device.name, lambda: self.device.upload(array), self.cache, self._held)
+        self._places[node.outputs[0]] = Place(Storage(node.types[0], -1, made), 0, None)
 
     def _alias(self, node: Node, time_: int) -> bool:
         """Give a view node a place inside its operand's storage; False where the operand's layout does not allow it."""
@@ -172,7 +171,10 @@ class Plan:
         assert operand is not None
         storage, offset, _ = self._places[operand]
         if storage.array is not None:
-            viewed = Storage(node.types[0], -1, node.op.view(storage.array, **node.attrs))
+            try:
+                viewed = Storage(node.types[0], -1, node.op.view(storage.array, **node.attrs))
+            except ValueError:
+                return False
             self._places[node.outputs[0]] = Place(viewed, 0, None)
             return True
         seen = self._phantoms.get(operand)
@@ -246,7 +248,7 @@ class Plan:
 
         calls = []
         for step in self.steps:
-            site = Site(device.xp, step.node, tuple([array(t, p) for t, p in step.work]), self.cache, device)
+            site = Site(device.xp, step.node, tuple([array(t, p) for t, p in step.work]), self.cache, device, self._held)
             outs = [array(t, p) for t, p in step.outputs]
             operands = [None if x is None else array(*x) for x in step.inputs]
             try:
