@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +12,14 @@ import numpy as np
 import onnx
 
 from flamert import graph as g
-from flamert.errors import InputError, InvalidModel
+from flamert.errors import FlamertError, InvalidModel, UnsupportedOp, translated
+from flamert.importers import check
+from flamert.importers.about import about
 from flamert.importers.importer import Importer
-from flamert.importers.onnx import OnnxGraph, dtype_of, inline_tensor, opsets, read_function, read_graph
+from flamert.importers.onnx import OnnxGraph, dtype_of, opsets, read_function, read_graph
 from flamert.importers.registry import Entry
-from flamert.model import Model, TensorSpec
+from flamert.importers.source import Opened, open_model
+from flamert.model import About, Model, TensorSpec
 from flamert.passes.pipeline import prepare
 from flamert.runtime.device import device as device_named
 from flamert.runtime.program import Slot, Stage
@@ -31,57 +36,81 @@ def load(
     """Load an ONNX model.
 
     source: path, bytes, `onnx.ModelProto` or `onnx_ir.Model`. device: None (GPU if there is one), "cpu", "cuda", "cuda:1".
+    precision: None computes in the file's own types; nothing else is implemented yet. allow_tf32 (None: convolutions only)
+    and deterministic concern GPU kernels; on the CPU there is no TF32 and every run gives the same bits.
     Raises InvalidModel, UnsafeModel or UnsupportedOp for files that are broken, hostile or beyond this library.
     """
-    proto, file = _proto(source)
-    return Model(OnnxOrigin(proto, file), device_named(device), prepare)
+    if precision is not None:
+        raise UnsupportedOp(f"precision={precision!r} is not implemented; leave it out to compute in the file's own types")
+    where = device_named(device)
+    return Model(_origin(open_model(source)), where, prepare, allow_tf32=allow_tf32, deterministic=deterministic)
 
 
-def _proto(source: Any) -> tuple[onnx.ModelProto, str]:
-    if isinstance(source, onnx.ModelProto):
-        return source, ""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _parse(bytes(source), "")
-    if isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
-        try:
-            with open(path, "rb") as file:
-                return _parse(file.read(), path)
-        except OSError as error:
-            raise InputError(f"cannot read {path!r}: {error.strerror}") from error
-    if type(source).__module__.startswith("onnx_ir"):
-        import onnx_ir
-
-        return onnx_ir.to_proto(source), ""
-    raise InputError(f"cannot load a model from {type(source).__name__}: give a path, bytes, onnx.ModelProto or onnx_ir.Model")
-
-
-def _parse(data: bytes, file: str) -> tuple[onnx.ModelProto, str]:
+def _origin(opened: Opened) -> OnnxOrigin:
+    """The model's records, checked. Whatever a broken file trips over, its owner gets an InvalidModel that names the file."""
     try:
-        return onnx.ModelProto.FromString(data), file
+        return OnnxOrigin(opened)
+    except FlamertError as error:
+        error.at(opened.file or None)
+        raise
     except Exception as error:
-        raise InvalidModel(f"not an ONNX protobuf: {error}").at(file or None) from error
+        raise translated(error, opened.file or None, InvalidModel) from error
 
 
 class OnnxOrigin:
-    """A parsed model: its records, weights and declared inputs and outputs; makes specialisations for `Model`."""
+    """A parsed model: its records, weights and declared inputs and outputs; makes specialisations for `Model`.
 
-    def __init__(self, proto: onnx.ModelProto, file: str) -> None:
+    template: the ModelProto as it came, with tickets for its large tensors (see wire.py); `save` fills them in.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        proto, tensors, self.file = opened
+        check.versions(proto)
         self.template = proto
-        self.file = file
-        self.opsets = opsets(proto.opset_import)
-        self.graph: OnnxGraph = read_graph(proto.graph, inline_tensor)
-        self.functions = {(f.domain, f.name, f.overload): read_function(f, inline_tensor) for f in proto.functions}
+        self.tensors = tensors
+        self.opsets = opsets(proto.opset_import) or {"": 1}
+        self.graph: OnnxGraph = read_graph(proto.graph, tensors)
+        functions = [read_function(f, tensors) for f in proto.functions]
+        keys = [("" if f.domain == "ai.onnx" else f.domain, f.name, f.overload) for f in proto.functions]
+        self.functions = dict(zip(keys, functions, strict=True))
+        if len(self.functions) != len(functions):
+            raise InvalidModel("a function is defined twice")
+        for graph in (self.graph, *functions):
+            check.structure(graph)
+        check.expansion(self.graph, self.functions)
+        tensors.release(proto.graph.initializer)
         self.weights: dict[str, np.ndarray] = self.graph.initializers
         self.inputs = tuple([_spec(i) for i in proto.graph.input if i.name not in self.weights])
         overridable = [_spec(i) for i in proto.graph.input if i.name in self.weights]
         self.inputs += tuple(overridable)
         self.optional = frozenset(s.name for s in overridable)
         self.outputs = tuple([_spec(o) for o in proto.graph.output])
+        for spec in self.inputs:
+            if spec.kind == "tensor" and spec.dtype is None:
+                raise InvalidModel(f"input {spec.name!r} has no type")
+        self.stored = {name: weakref.ref(array) for name, array in self.weights.items()}
+        """The weights as the file has them, to tell which were replaced since."""
+
+    @functools.cached_property
+    def values(self) -> frozenset[str]:
+        """See `flamert.model.Origin`."""
+        made = [name for node in self.graph.nodes for name in node.outputs if name]
+        return frozenset([*made, *self.weights, *[spec.name for spec in self.inputs]])
+
+    def about(self) -> About:
+        """See `flamert.model.Origin`."""
+        return about(self.template, self.file)
+
+    def save(self, path: str | os.PathLike[str], external_data: str | bool = "auto") -> None:
+        """See `flamert.exporters.onnx.save`."""
+        from flamert.exporters.onnx import save
+
+        save(self, path, external_data)
 
     def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
         """See `flamert.model.Origin`."""
-        importer = Importer(self.functions, self.file)
+        declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
+        importer = Importer(self.functions, self.file, declared)
         bindings: dict[str, Entry] = {name: g.constant(a) for name, a in self.weights.items()}
         for spec in self.inputs:
             if spec.name in feeds:
@@ -90,7 +119,12 @@ class OnnxOrigin:
                 bindings[spec.name] = None
         order = [spec.name for spec in self.inputs if spec.name in feeds]
         slots = list(importer.received)
-        return importer.start(self.graph, self.opsets, bindings, outputs), slots, order
+        try:
+            return importer.start(self.graph, self.opsets, bindings, outputs), slots, order
+        except FlamertError:
+            raise
+        except Exception as error:
+            raise translated(error, self.file or None, InvalidModel) from error
 
 
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
@@ -104,14 +138,18 @@ def _spec_of(name: str, type: onnx.TypeProto, kind: str) -> TensorSpec:
     if which == "optional_type":
         return _spec_of(name, type.optional_type.elem_type, "optional")._replace(kind="optional")
     if which == "map_type":
-        return TensorSpec(name, None, None, "map")
+        return _spec_of(name, type.map_type.value_type, "map")._replace(shape=None, kind="map")
     if which is None:
         return TensorSpec(name, None, None, kind)
     tensor = type.sparse_tensor_type if which == "sparse_tensor_type" else type.tensor_type
     dtype = dtype_of(tensor.elem_type) if tensor.elem_type else None
     if not tensor.HasField("shape"):
         return TensorSpec(name, dtype, None, kind)
-    dims: list[int | str | None] = []
-    for d in tensor.shape.dim:
-        dims.append(d.dim_value if d.HasField("dim_value") else (d.dim_param or None))
-    return TensorSpec(name, dtype, tuple(dims), kind)
+    return TensorSpec(name, dtype, tuple([_dimension(d) for d in tensor.shape.dim]), kind)
+
+
+def _dimension(d: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A declared dimension; some exporters write -1 for one that varies."""
+    if d.HasField("dim_value"):
+        return d.dim_value if d.dim_value >= 0 else None
+    return d.dim_param or None

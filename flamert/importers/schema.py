@@ -44,7 +44,7 @@ def function_body(
     return graph
 
 
-def _built(schema: defs.OpSchema, node: OnnxNode, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> onnx.FunctionProto:
+def _built(schema: Any, node: OnnxNode, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> onnx.FunctionProto:
     """The body that the schema builds for these operands and attributes."""
     types = [_type(v).SerializeToString() for v in inputs]
     names = ["" if entry is None else name for name, entry in zip(node.inputs, inputs, strict=True)]
