@@ -45,4 +45,6 @@ def bits(dtype: np.dtype) -> int:
         return 2
     if dtype in (int4, uint4, float4_e2m1fn):
         return 4
+    if dtype in (float6_e2m3fn, float6_e3m2fn):
+        return 6
     return dtype.itemsize * 8

@@ -79,3 +79,13 @@ class OutOfMemory(FlamertError, MemoryError):
 
 class DeviceError(FlamertError, RuntimeError):
     """The device is missing, or failed."""
+
+
+def translated(error: Exception, where: str | None, kind: type[FlamertError] = FlamertError) -> FlamertError:
+    """A foreign exception as one of ours, with its place: what a model makes NumPy or a kernel raise, its user need not know.
+
+    kind: what it becomes, unless it says that memory ran out.
+    """
+    if isinstance(error, MemoryError):
+        return OutOfMemory(str(error) or "out of memory").at(where)
+    return kind(f"{type(error).__name__}: {error}").at(where)

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
+from flamert.feeds import TensorSpec, checked, on_gpu
 from flamert.graph import Graph
 from flamert.runtime.device import Device
 from flamert.runtime.program import Program, Slot, Stage, flatten
+
+if TYPE_CHECKING:
+    from flamert.profile import Profile
+
+__all__ = ["About", "Model", "Params", "TensorSpec"]
 
 MAX_SIGNATURES = 64
 """Input signatures a model keeps programs for; the least recently used go first."""
 
 
-class TensorSpec(NamedTuple):
-    """A model input or output. A symbolic dimension is its name, an unnamed one None.
+class About(NamedTuple):
+    """What a model file says of itself. `ops`: how often each (domain, op type) occurs, subgraphs included.
 
-    dtype: NumPy (or ml_dtypes) element type; strings are `object`. For sequences, optionals and maps it is that of the
-    elements, and `kind` says so ("tensor", "sequence", "optional", "map"). shape is None where the rank is unknown.
+    `types`: the declared type of each input and output as ONNX writes it, "tensor(float)".
     """
 
-    name: str
-    dtype: np.dtype | None
-    shape: tuple[int | str | None, ...] | None
-    kind: str = "tensor"
+    file: str
+    graph: str
+    doc: str
+    graph_doc: str
+    producer: str
+    producer_version: str
+    domain: str
+    version: int
+    ir_version: int
+    opsets: Mapping[str, int]
+    metadata: Mapping[str, str]
+    ops: Mapping[tuple[str, str], int]
+    functions: tuple[str, ...]
+    types: Mapping[str, str]
 
 
 class Origin(Protocol):
@@ -39,8 +57,30 @@ class Origin(Protocol):
     optional: frozenset[str]
     file: str
 
+    @property
+    def values(self) -> frozenset[str]:
+        """Every name that `run` can be asked for."""
+
+    def about(self) -> About:
+        """What the file says of itself."""
+
+    def save(self, path: str | os.PathLike[str], external_data: str | bool = "auto") -> None:
+        """Write the file with the current weights."""
+
     def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
         """The first stage for inputs of these types, the slots of the inputs' leaves, and the names of the inputs in order."""
+
+    def trace(self, feeds: Mapping[str, Any], outputs: Sequence[str], variable: frozenset[str]) -> Traced:
+        """The model as one static graph, weights named in `variable` as inputs; see `flamert.importers.trace`."""
+
+
+class Traced(NamedTuple):
+    """A model as one static graph: every value by name, the entries of its inputs and variable weights, and the inputs whose
+    contents it was specialised to."""
+
+    values: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    static: frozenset[str]
 
 
 class Params(MutableMapping[str, np.ndarray]):
@@ -81,10 +121,19 @@ class Params(MutableMapping[str, np.ndarray]):
 class Model:
     """An imported model on a device. Make one with `flamert.load`.
 
-    Attributes: inputs, outputs (tuples of TensorSpec), params (name → array), device.
+    Attributes: inputs, outputs (tuples of TensorSpec), params (name → array), device, origin.
     """
 
-    def __init__(self, origin: Origin, device: Device, prepare: Callable[[Graph, bool, Device], Graph]) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        device: Device,
+        prepare: Callable[[Graph, bool, Device, dict[Any, Any]], Graph],
+        *,
+        allow_tf32: bool | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        self.allow_tf32, self.deterministic = allow_tf32, deterministic
         self.origin = origin
         self.device = device
         self.inputs = origin.inputs
@@ -92,8 +141,10 @@ class Model:
         self.params = Params(origin.weights, self._drop_derived)
         self._prepare = prepare
         self._cache: dict[Any, Any] = {}
-        self._programs: OrderedDict[Hashable, tuple[Program, list[str]]] = OrderedDict()
+        self._programs: OrderedDict[Hashable, tuple[Program, tuple[str, ...]]] = OrderedDict()
+        self._building = threading.Lock()
         self._specs = {spec.name: spec for spec in self.inputs}
+        self._all_outputs = tuple([spec.name for spec in self.outputs])
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Run the model on `inputs` (name → array; optional inputs may be left out).
@@ -102,103 +153,177 @@ class Model:
         list, array of str, dict for sequence, string and map types). Raises InputError where an input is missing, unknown
         or of the wrong type.
         """
-        names = tuple(outputs) if outputs is not None else tuple([o.name for o in self.outputs])
-        results = self._run(inputs, names)
-        return {name: self._to_host(r) for name, r in zip(names, results, strict=True)}
+        names = self._all_outputs if outputs is None else tuple(outputs)
+        return dict(zip(names, self.execute(inputs, names), strict=True))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run on positional inputs (in the model's order) or inputs by name; returns one output or a tuple of them."""
+        """Run on positional inputs (in the model's order) or inputs by name; returns one output or a tuple of them.
+
+        NumPy arrays in give NumPy arrays out. If any input is an array in GPU memory (CuPy's, or any that speaks DLPack),
+        the results are CuPy arrays, and nothing passes through the host.
+        """
         if len(args) > len(self.inputs):
             raise InputError(f"the model takes {len(self.inputs)} inputs, got {len(args)}")
         feeds = {spec.name: a for spec, a in zip(self.inputs, args, strict=False)}
         if twice := feeds.keys() & kwargs.keys():
             raise InputError(f"input {sorted(twice)[0]!r} is given twice")
         feeds.update(kwargs)
-        results = [self._to_host(r) for r in self._run(feeds, tuple([o.name for o in self.outputs]))]
+        host = not any([on_gpu(x) for x in feeds.values()])
+        results = self.execute(feeds, self._all_outputs, host=host)
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _run(self, inputs: Mapping[str, Any], outputs: tuple[str, ...]) -> list[Any]:
-        feeds = {name: self._checked(name, x) for name, x in inputs.items() if x is not None}
-        leaves: list[Any] = []
-        key = (outputs, tuple([(name, flatten(x, leaves)) for name, x in feeds.items()]))
-        found = self._programs.get(key)
-        if found is None:
-            self._check_complete(feeds)
-            found = self._programs[key] = self._specialise(feeds, outputs)
-            while len(self._programs) > MAX_SIGNATURES:
-                self._programs.popitem(last=False)
+    def compile(self, **shapes_or_examples: Any) -> Model:
+        """Prepare and tune for these inputs now instead of when they are met a second time. Returns the model.
+
+        Each input by name: its shape as a tuple or list of ints (made-up contents then stand in), or an example array. Give
+        examples where shapes inside the model depend on an input's contents. Names that are no Python identifiers fit as
+        `model.compile(**{"input.1": (1, 3, 224, 224)})`.
+        """
+        self.execute({name: self._example(name, x) for name, x in shapes_or_examples.items()}, self._all_outputs, hot=True)
+        return self
+
+    @property
+    def signatures(self) -> int:
+        """How many input signatures programs are kept for, of at most MAX_SIGNATURES."""
+        return len(self._programs)
+
+    def save(self, path: str | os.PathLike[str], *, external_data: str | bool = "auto") -> None:
+        """Write the ONNX file with the current weights; names, dimensions, metadata, opsets and doc strings stay as they came.
+
+        external_data: "auto" keeps each weight where it was, in the model file or in a data file beside it; True puts
+        weights into `<name>.data`, False all into the model file. Files are replaced whole or not at all.
+        Raises CheckpointError where the system refuses to write, UnsafeModel for a link in the way.
+        """
+        self.origin.save(path, external_data)
+
+    def vjp(
+        self, inputs: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Outputs and vector-Jacobian products by name; see `flamert.differentiate.vjp`."""
+        from flamert.differentiate import vjp
+
+        return vjp(self, inputs, cotangents, wrt)
+
+    def trace(self, feeds: Mapping[str, Any], names: Sequence[str], variable: frozenset[str]) -> Traced:
+        """The model as one static graph for these feeds, with weights named in `variable` as inputs. For builders of graphs."""
+        return self.origin.trace(feeds, names, variable)
+
+    def prepared(self, graph: Graph) -> Graph:
+        """A graph made of this model's values, after the passes."""
+        return self._prepare(graph, True, self.device, self.derived)
+
+    @property
+    def derived(self) -> dict[Any, Any]:
+        """What plans of this model share: uploaded, folded and packed weights."""
+        return self._cache
+
+    def spec(self, name: str) -> TensorSpec:
+        """The declaration of an input; InputError where there is none of this name."""
+        return self._spec(name)
+
+    def summary(self) -> str:
+        """What the model is, as a text table: inputs, outputs, parameters, ops, and what has been compiled so far."""
+        from flamert.summary import summary
+
+        return summary(self)
+
+    def profile(self, inputs: Mapping[str, Any], repeats: int = 10) -> Profile:
+        """Time every kernel call on these inputs, in the fastest of `repeats` runs; `print` it or `.save_trace(path)`."""
+        from flamert.profile import profile
+
+        program, feeds = self._lookup(inputs, self._all_outputs)
+        return profile(program, feeds, repeats)
+
+    def execute(
+        self, inputs: Mapping[str, Any], outputs: tuple[str, ...], *, host: bool = True, hot: bool = False
+    ) -> list[Any]:
+        """The outputs named, as a list: NumPy arrays, or with host=False as they lie on the device. hot: tune at once."""
+        # A key that is met again was checked when it was first met, so the common case costs one look-up and no checks.
+        key: list[Any] = [outputs]
+        for name, x in inputs.items():
+            if x.__class__ is not np.ndarray:
+                break
+            key += (name, x.shape, x.dtype)
         else:
-            self._programs.move_to_end(key)
+            found = self._programs.get(tuple(key))
+            if found is not None and not self.device.remote:
+                program, order = found
+                return program([inputs[name] for name in order], hot, host)
+        program, feeds = self._lookup(inputs, outputs)
+        return program(feeds, hot, host)
+
+    def _lookup(self, inputs: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, list[Any]]:
+        """The program for inputs of these types, made if it is new, and what to feed it: checked, and on the device."""
+        feeds = {name: checked(self._spec(name), x, self.device) for name, x in inputs.items() if x is not None}
+        key: list[Any] = [outputs]
+        for name, x in feeds.items():
+            key += (name, flatten(x, []), None) if isinstance(x, list | dict) else (name, x.shape, x.dtype)
+        signature = tuple(key)
+        with self._building:
+            found = self._programs.get(signature)
+            if found is None:
+                self._check_complete(feeds, outputs)
+                found = self._programs[signature] = self._specialise(feeds, outputs)
+                while len(self._programs) > MAX_SIGNATURES:
+                    self._programs.popitem(last=False)
+            else:
+                self._programs.move_to_end(signature)
         program, order = found
-        if order != list(feeds):
-            leaves = []
-            for name in order:
+        leaves: list[Any] = []
+        for name in order:
+            if isinstance(feeds[name], list | dict):
                 flatten(feeds[name], leaves)
+            else:
+                leaves.append(feeds[name])
         upload = self.device.upload
-        return program([upload(x) if isinstance(x, np.ndarray) and not x.dtype.hasobject else x for x in leaves])
+        return program, [upload(x) if isinstance(x, np.ndarray) and not x.dtype.hasobject else x for x in leaves]
 
-    def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, list[str]]:
-        stage, slots, order = self.origin.specialise(feeds, outputs)
-        device = self.device
-        return Program(stage, slots, device, lambda graph, hot: self._prepare(graph, hot, device), self._cache), order
+    def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
+        like = {name: x if isinstance(x, np.ndarray | list | dict) else _stand_in(x) for name, x in feeds.items()}
+        stage, slots, order = self.origin.specialise(like, outputs)
+        device, cache = self.device, self._cache
+        program = Program(stage, slots, device, lambda graph, hot: self._prepare(graph, hot, device, cache), cache)
+        return program, tuple(order)
 
-    def _checked(self, name: str, x: Any) -> Any:
-        """An input as an array (or list) of the declared type; InputError where it does not fit."""
-        spec = self._specs.get(name)
-        if spec is None:
-            raise InputError(f"the model has no input {name!r}; it has {', '.join(map(repr, self._specs))}")
-        if spec.kind != "tensor":
-            return _structured(spec, x)
-        array = x if isinstance(x, np.ndarray) else np.asarray(x)
-        if array.dtype != spec.dtype:
-            array = _converted(spec, array, x)
-        if spec.shape is not None:
-            if len(spec.shape) != array.ndim:
-                raise InputError(
-                    f"input {name!r} has rank {len(spec.shape)} {_shown(spec)}, got an array of shape {list(array.shape)}"
-                )
-            for want, got in zip(spec.shape, array.shape, strict=True):
-                if want.__class__ is int and want != got:
-                    raise InputError(f"input {name!r} is {_shown(spec)}, got an array of shape {list(array.shape)}")
-        return array
+    def _spec(self, name: str) -> TensorSpec:
+        try:
+            return self._specs[name]
+        except KeyError:
+            known = ", ".join(map(repr, self._specs)) or "none"
+            raise InputError(f"invalid input name {name!r}; the model's inputs are {known}") from None
 
-    def _check_complete(self, feeds: Mapping[str, Any]) -> None:
-        for name, spec in self._specs.items():
-            if name not in feeds and name not in self.origin.optional and spec.kind != "optional":
-                raise InputError(f"input {name!r} {_shown(spec)} is missing")
+    def _check_complete(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> None:
+        missing = [
+            f"{name!r} ({spec})"
+            for name, spec in self._specs.items()
+            if name not in feeds and name not in self.origin.optional and spec.kind != "optional"
+        ]
+        if missing:
+            given = ", ".join(map(repr, feeds)) or "none"
+            raise InputError(f"required inputs are missing: {', '.join(missing)}; given: {given}")
+        if unknown := [name for name in outputs if name not in self.origin.values]:
+            raise InputError(f"invalid output name {unknown[0]!r}; the model's outputs are {', '.join(self._all_outputs)}")
 
-    def _to_host(self, result: Any) -> Any:
-        if isinstance(result, list):
-            return [self._to_host(r) for r in result]
-        if isinstance(result, np.ndarray) or not hasattr(result, "__dlpack__"):
-            return result
-        return self.device.download(result, result.dtype)
+    def _example(self, name: str, given: Any) -> Any:
+        """The array itself, or made-up contents of this shape: normal floats, since zeros flatter some kernels, and zeros."""
+        if not isinstance(given, tuple | list) or not all(isinstance(d, int) for d in given):
+            return given
+        dtype = self._spec(name).dtype
+        if dtype is None or dtype.hasobject:
+            raise InputError(f"input {name!r} ({self._spec(name)}) needs an example, not a shape")
+        if dtype in FLOAT:
+            return np.random.default_rng(0).standard_normal(tuple(given), np.float32).astype(dtype)
+        return np.zeros(tuple(given), dtype)
 
     def _drop_derived(self) -> None:
         self._programs.clear()
         self._cache.clear()
 
-
-def _structured(spec: TensorSpec, x: Any) -> Any:
-    """A sequence, optional or map input."""
-    if isinstance(x, list | tuple):
-        return [_structured(spec, e) for e in x]
-    if isinstance(x, dict):
-        return x
-    return np.asarray(x)
+    def __repr__(self) -> str:
+        name = self.origin.file or "of bytes"
+        return f"<Model {name}: ({', '.join(self._specs)}) → ({', '.join(self._all_outputs)}) on {self.device.name}>"
 
 
-def _converted(spec: TensorSpec, array: np.ndarray, given: Any) -> np.ndarray:
-    """Python numbers take the declared type, and strings any form NumPy has; arrays of another type are an error."""
-    if spec.dtype is None or (spec.dtype.hasobject and array.dtype.kind in "OUST"):
-        return array.astype(object)
-    if not hasattr(given, "dtype"):
-        return np.asarray(given, spec.dtype)
-    raise InputError(
-        f"input {spec.name!r} is {_shown(spec)}, got an array of {array.dtype.name}; convert it with .astype({spec.dtype.name!r})"
-    )
-
-
-def _shown(spec: TensorSpec) -> str:
-    shape = "of any shape" if spec.shape is None else "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"
-    return f"{spec.dtype.name if spec.dtype is not None else spec.kind}{shape}"
+def _stand_in(array: Any) -> np.ndarray:
+    """For the importer, which looks at types alone: a NumPy array that has the type of a device array, and no memory."""
+    return np.broadcast_to(np.empty((), array.dtype), array.shape)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx.backend.base import Backend, BackendRep
 
+from flamert.errors import FlamertError
 from flamert.importers import load
 from flamert.model import Model
 
@@ -68,6 +69,24 @@ class FlamertBackend(Backend):
         except DeviceError:
             return False
         return True
+
+
+def reference(path: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """ONNX's own reference implementation with a model loaded, to compare with: feeds → outputs by name."""
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        evaluator = ReferenceEvaluator(path)
+    except Exception as error:
+        raise FlamertError(f"ONNX's reference implementation cannot load {path}: {error}") from error
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(zip(evaluator.output_names, evaluator.run(None, dict(feeds)), strict=True))
+        except Exception as error:
+            raise FlamertError(f"ONNX's reference implementation cannot run {path}: {error}") from error
+
+    return run
 
 
 prepare = FlamertBackend.prepare

@@ -11,7 +11,7 @@ import numpy as np
 from flamert import dtypes
 from flamert import graph as g
 from flamert.graph import Graph, Node
-from flamert.ops.evaluate import apply
+from flamert.ops.evaluate import apply, evaluate
 from flamert.ops.op import OPS, Op
 from flamert.runtime.device import device as device_named
 from flamert.runtime.plan import Plan
@@ -73,6 +73,47 @@ def check_op(case: Case, dtype: np.dtype = dtypes.float32, device: str = "cpu") 
         _compare(case, "body", node, run_plan(fresh, inputs, device, expand_body=True), expected)
 
 
+def check_gradient(case: Case, order: int = 1, seed: int = 0) -> None:
+    """Check an op's gradient in float64 against central differences, along random directions of all floating operands.
+
+    order 2 checks the gradient's own gradient. Raises AssertionError with the largest difference.
+    """
+    from flamert.grad import grad
+
+    inputs = [None if x is None else _precise(np.asarray(x)) for x in case.inputs]
+    node = _node(OPS[case.op], inputs, Case(case.op, case.inputs, case.attrs))
+    floating = [v for v in node.inputs if v is not None and v.dtype == np.float64 and v.type.size]
+    results = [v for v in node.outputs if v.dtype == np.float64 and v.type.size]
+    if not floating or not results:
+        return
+    rng = np.random.default_rng(seed)
+    weights = [rng.standard_normal(v.shape) for v in results]
+    flows = grad(results, floating, [g.constant(w) for w in weights])
+    for _ in range(order - 1):
+        weighted = [(f, rng.standard_normal(f.shape)) for f in flows if f is not None and f.type.size]
+        if not weighted:
+            return
+        results, weights = [f for f, _ in weighted], [w for _, w in weighted]
+        flows = grad(results, floating, [g.constant(w) for w in weights])
+    at = {v: x for v, x in zip(node.inputs, inputs, strict=False) if v is not None}
+    present = [f for f in flows if f is not None]
+    values = iter(evaluate(present, at))
+    slopes = [np.zeros(v.shape) if f is None else next(values) for v, f in zip(floating, flows, strict=True)]
+    for v, slope in zip(floating, slopes, strict=True):
+        direction = rng.standard_normal(v.shape)
+        step = 1e-5 * max(1.0, float(np.abs(at[v]).max()))
+        ends = [evaluate(results, {**at, v: at[v] + side * step * direction}) for side in (1, -1)]
+        rise = [sum(float((w * np.asarray(r)).sum()) for w, r in zip(weights, end, strict=True)) for end in ends]
+        expected, got = (rise[0] - rise[1]) / (2 * step), float((slope * direction).sum())
+        scale = max(1.0, abs(expected), float(np.abs(slope).sum()) * 1e-2)
+        label = f"{case}: order {order} gradient of operand {node.inputs.index(v)}"
+        assert abs(got - expected) <= 2e-5 * scale, f"{label} is {got} along a direction where differences give {expected}"
+
+
+def _precise(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if x.dtype in dtypes.STANDARD_FLOAT else x
+
+
 def expected_of(case: Case, inputs: Sequence[Any]) -> tuple[np.ndarray, ...]:
     """What the oracle says, as a tuple."""
     if not callable(case.oracle):
@@ -132,4 +173,4 @@ def _compare(case: Case, what: str, node: Node, results: Sequence[Any], expected
             np.testing.assert_array_equal(got, want.astype(got.dtype) if want.dtype != got.dtype else want, err_msg=label)
 
 
-__all__ = ["TOLERANCE", "Case", "check_op", "expected_of", "run_plan"]
+__all__ = ["TOLERANCE", "Case", "check_gradient", "check_op", "expected_of", "run_plan"]

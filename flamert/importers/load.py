@@ -19,7 +19,8 @@ from flamert.importers.importer import Importer
 from flamert.importers.onnx import OnnxGraph, dtype_of, opsets, read_function, read_graph
 from flamert.importers.registry import Entry
 from flamert.importers.source import Opened, open_model
-from flamert.model import About, Model, TensorSpec
+from flamert.importers.trace import trace
+from flamert.model import About, Model, TensorSpec, Traced
 from flamert.passes.pipeline import prepare
 from flamert.runtime.device import device as device_named
 from flamert.runtime.program import Slot, Stage
@@ -125,6 +126,14 @@ class OnnxOrigin:
             raise
         except Exception as error:
             raise translated(error, self.file or None, InvalidModel) from error
+
+    def trace(self, feeds: Mapping[str, Any], outputs: Sequence[str], variable: frozenset[str]) -> Traced:
+        """See `flamert.model.Origin`."""
+        declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
+        weights = {n: a for n, a in self.weights.items() if n not in feeds}
+        absent = {spec.name: None for spec in self.inputs if spec.name not in feeds and spec.name not in weights}
+        importer = functools.partial(Importer, self.functions, self.file, declared)
+        return trace(self.graph, self.opsets, importer, weights, {**absent, **feeds}, outputs, variable)
 
 
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:

@@ -144,12 +144,18 @@ def _aligned(raw: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def unpack(raw: np.ndarray, dtype: np.dtype, size: int) -> np.ndarray:
-    """Bytes of an ONNX file as elements: little-endian, types under a byte packed from the low bits up."""
+    """Bytes of an ONNX file as elements: little-endian, types under a byte packed from the low bits up.
+
+    raw: exactly the bytes that so many elements take.
+    """
     bits = dtypes.bits(dtype)
     if dtype == dtypes.bool_:
         return raw != 0  # a byte other than 0 and 1 would be a bool that NumPy does not expect
     if bits >= 8:
         return raw.view(dtype)
+    if bits == 6:
+        rows = np.unpackbits(raw, bitorder="little")[: 6 * size].reshape(size, 6)
+        return np.packbits(rows, axis=1, bitorder="little").reshape(size).view(dtype)
     per_byte = 8 // bits
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
     codes = ((raw[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:size]
@@ -167,6 +173,9 @@ def pack(array: np.ndarray) -> np.ndarray:
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if bits >= 8:
         return flat
+    if bits == 6:
+        rows = np.unpackbits(flat[:, None], axis=1, bitorder="little")[:, :6]
+        return np.packbits(rows.reshape(-1), bitorder="little")
     per_byte = 8 // bits
     codes = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint8)
     codes[: flat.size] = flat & ((1 << bits) - 1)

@@ -1,0 +1,5 @@
+"""`python -m flamert`: the command line."""
+
+from flamert.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""A model's weights put back into the ONNX file it came from; everything else in the file stays as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from flamert import dtypes
+from flamert.errors import InputError
+from flamert.exporters.external import Layout
+from flamert.files import write_files
+from flamert.importers.tensors import declared, pack, stored_bytes
+from flamert.importers.wire import SMALLEST, Piece, Tickets, rewrite, size
+
+if TYPE_CHECKING:
+    from flamert.importers.load import OnnxOrigin
+
+MAX_PROTO = (1 << 31) - 1
+"""Bytes that a protobuf file can have; more weights than that must lie in a data file."""
+
+SMALLEST_EXTERNAL = 1024
+"""Bytes; with external_data=True, initializers below this stay in the model file."""
+
+DATA_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data", "raw_data")
+
+
+def save(origin: OnnxOrigin, path: str | os.PathLike[str], external_data: str | bool = "auto") -> None:
+    """Write the model to `path` with its current weights.
+
+    external_data: "auto" keeps each tensor where it was, in the model file or in a data file, and moves the weights out only
+    where the model file would pass 2 GiB; True puts the weights into a data file, False every tensor into the model file.
+    Data files keep their names and layout where the model keeps its file name; a copy under another name gets one
+    `<name>.data` of its own, so that the original's files stay whole.
+    Raises InputError, CheckpointError (a full disk, a read-only folder) or UnsafeModel (a link in the way); then nothing has
+    changed on disk.
+    """
+    if external_data not in ("auto", True, False):
+        raise InputError(f'external_data is "auto", True or False, not {external_data!r}')
+    folder, name = os.path.split(os.path.abspath(os.fspath(path)))
+    proto = onnx.ModelProto()
+    proto.CopyFrom(origin.template)
+    _write_out_changed_sparse(proto, origin)
+    layout = Layout(name, keep=external_data == "auto" and name == os.path.basename(origin.file))
+    tickets = Tickets()
+    for t in proto.graph.initializer:
+        array = origin.weights[t.name]
+        changed = origin.stored[t.name]() is not array
+        if array.dtype == dtypes.string:
+            if changed:
+                _set_strings(t, array)
+            continue
+        external = t.data_location == TensorProto.EXTERNAL
+        if external_data is not False and external:
+            layout.put(t, pack(array), changed, origin.tensors.folder)
+        elif external_data is True and stored_bytes(array.dtype, array.size) >= SMALLEST_EXTERNAL:
+            layout.put(t, pack(array), True, None)
+        elif changed or external or origin.tensors.tickets.number(t.raw_data) is not None:
+            set_inline(t, pack(array), tickets)
+    for t in _other_tensors(proto):
+        number = origin.tensors.tickets.number(t.raw_data)
+        if number is not None:
+            set_inline(t, origin.tensors.kept[number], tickets)
+        elif t.data_location == TensorProto.EXTERNAL and origin.tensors.folder is not None:
+            dtype, _, elements = declared(t)
+            data = origin.tensors.folder.read(t, stored_bytes(dtype, elements))
+            if external_data is False:
+                set_inline(t, data, tickets)
+            else:
+                layout.put(t, data, False, origin.tensors.folder)
+    files: dict[str, Iterable[Piece]] = dict(layout.files())
+    pieces = _filled(proto, tickets)
+    if sum(map(size, pieces)) > MAX_PROTO:
+        if external_data != "auto":
+            raise InputError(f"the model file would pass 2 GiB with external_data={external_data}, which no ONNX file can")
+        return save(origin, path, True)
+    write_files(folder, {**files, name: pieces})
+    return None
+
+
+def set_inline(t: TensorProto, data: np.ndarray, tickets: Tickets) -> None:
+    """Let a TensorProto hold these bytes itself; a ticket for them where they are many."""
+    for field in DATA_FIELDS:
+        t.ClearField(field)
+    if t.data_location == TensorProto.EXTERNAL:
+        t.ClearField("external_data")
+        t.ClearField("data_location")
+    t.raw_data = tickets.issue(memoryview(data)) if data.nbytes >= SMALLEST else data.tobytes()
+
+
+def _set_strings(t: TensorProto, array: np.ndarray) -> None:
+    t.ClearField("string_data")
+    t.string_data.extend([s if isinstance(s, bytes) else str(s).encode("utf-8", "surrogateescape") for s in array.reshape(-1)])
+
+
+def _write_out_changed_sparse(proto: onnx.ModelProto, origin: OnnxOrigin) -> None:
+    """A sparse initializer that was replaced becomes a dense one of the same name."""
+    sparse = proto.graph.sparse_initializer
+    for i in reversed(range(len(sparse))):
+        name = sparse[i].values.name
+        array = origin.weights[name]
+        if origin.stored[name]() is not array:
+            proto.graph.initializer.add(name=name, data_type=sparse[i].values.data_type, dims=array.shape)
+            del sparse[i]
+
+
+def _other_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every TensorProto but the main graph's initializers."""
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            yield from _tensors(field, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            yield from _tensors(field, value)
+
+
+def _tensors(field: Any, value: Any) -> Iterator[TensorProto]:
+    if field.message_type is None:
+        return
+    for message in value if hasattr(value, "__len__") else (value,):
+        if isinstance(message, TensorProto):
+            yield message
+        else:
+            for inner, held in message.ListFields():
+                yield from _tensors(inner, held)
+
+
+def _filled(proto: onnx.ModelProto, tickets: Tickets) -> list[Piece]:
+    """The serialised model, in pieces, with the bytes that the tickets stand for."""
+
+    def swap(raw: memoryview) -> Piece | None:
+        number = tickets.number(raw)
+        return None if number is None else tickets.cut[number]
+
+    return rewrite(memoryview(proto.SerializeToString()), onnx.ModelProto.DESCRIPTOR, swap, Tickets.SIZE)

@@ -1,0 +1,84 @@
+"""A model as one static graph, with every named value at hand: what differentiation and training start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flamert import dtypes
+from flamert import graph as g
+from flamert.errors import NoGradient
+from flamert.graph import INPUT, Value
+from flamert.importers.importer import Importer
+from flamert.importers.onnx import OnnxGraph
+from flamert.importers.registry import Entry
+from flamert.model import Traced
+from flamert.runtime.program import Call, Return, Slot, Stage
+
+
+def trace(
+    graph: OnnxGraph,
+    opsets: Mapping[str, int],
+    importer: Any,
+    weights: Mapping[str, np.ndarray],
+    feeds: Mapping[str, Any],
+    outputs: Sequence[str],
+    variable: frozenset[str],
+) -> Traced:
+    """Import `graph` for these feeds as a single stage.
+
+    importer: makes a fresh Importer. variable: names of weights that become inputs of the graph; the others are constants.
+    Where the model's structure depends on the contents of integer, bool or string inputs, those become constants too and
+    are listed as `static`: the result holds for these contents only. Raises NoGradient, naming the node, where it depends on
+    floating data.
+    """
+    static: set[str] = set()
+    while True:
+        walk: Importer = importer()
+        bindings: dict[str, Entry] = {n: walk.receive(a, n) if n in variable else g.constant(a) for n, a in weights.items()}
+        for name, x in feeds.items():
+            bindings[name] = _known(x) if name in static else walk.receive(x, name)
+        entered = {n: e for n, e in bindings.items() if n in feeds or n in variable}
+        stage = walk.start(graph, opsets, bindings, outputs)
+        if isinstance(stage.step, Return):
+            return Traced(dict(walk.frames[0].scope.names), entered, frozenset(static))
+        static |= _to_fix(walk, stage, entered, static)
+
+
+def _known(x: Any) -> Entry:
+    return [_known(e) for e in x] if isinstance(x, list) else g.constant(np.asarray(x))
+
+
+def _to_fix(walk: Importer, stage: Stage, entered: Mapping[str, Entry], static: set[str]) -> set[str]:
+    """The inputs whose contents the importer asked for; NoGradient where they are, or hide, floating data."""
+    step = stage.step
+    trees = step.arguments if isinstance(step, Call) else step.slots  # type: ignore[union-attr]
+    wanted = {slot.index for tree in trees for slot in _slots(tree)}
+    values = [v for v, slot in walk.slots.items() if slot.index in wanted and isinstance(v, Value)]
+    leaves = {node.outputs[0] for node in g.topological(values) if node.op is INPUT}
+    names = {name for name, entry in entered.items() for v in _values(entry) if v in leaves}
+    if any(v.dtype in dtypes.FLOAT for v in leaves) or not names - static:
+        node = walk.frames[-1].graph.nodes[min(walk.frames[-1].at, len(walk.frames[-1].graph.nodes) - 1)]
+        raise NoGradient(
+            f"{node.op_type} node {node.name or node.outputs[0]!r} decides on floating data how the model goes on, so that there "
+            "is no one graph to differentiate; take the gradient of the part behind it, or make that input a constant"
+        )
+    return names - static
+
+
+def _slots(tree: Any) -> Iterator[Slot]:
+    if isinstance(tree, Slot):
+        yield tree
+    elif isinstance(tree, list):
+        for t in tree:
+            yield from _slots(t)
+
+
+def _values(entry: Entry) -> Iterator[Value]:
+    if isinstance(entry, Value):
+        yield entry
+    elif isinstance(entry, list):
+        for e in entry:
+            yield from _values(e)

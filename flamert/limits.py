@@ -1,0 +1,59 @@
+"""Budgets: how much memory, how many nodes and how deep a nesting a model may ask for before it counts as hostile."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+from flamert.errors import OutOfMemory
+
+MAX_NODES = 1_000_000
+"""Nodes that one import may visit, functions and unrolled loops included, before the model counts as a bomb."""
+
+MAX_NESTING = 200
+"""Functions, branches and loop bodies inside one another."""
+
+MAX_ELEMENTS = 1 << 62
+"""Elements of a tensor, zero dimensions counted as one: what 64-bit sizes and strides can still address."""
+
+
+@functools.cache
+def physical_memory() -> int:
+    """Bytes of memory of this machine, or of the container's share of it."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        total = 1 << 40
+    try:
+        share = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, int(share)) if share.isdigit() else total
+    except OSError:
+        return total
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping, as far as the system tells."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return min(int(line.split()[1]) * 1024, physical_memory())
+    except OSError:
+        pass
+    return physical_memory()
+
+
+def require_memory(nbytes: int, what: object, where: object = None) -> None:
+    """Raise OutOfMemory unless the host has `nbytes` to spare: better now, with a name, than killed halfway."""
+    if nbytes > physical_memory() // 16 and nbytes > (free := available_memory()):
+        error = OutOfMemory(f"{what} takes {_readable(nbytes)}; this machine has {_readable(free)} to spare")
+        raise error.at(str(where) if where is not None else None)
+
+
+def _readable(nbytes: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.4g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} PiB"
