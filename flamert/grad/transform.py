@@ -46,18 +46,17 @@ def _sweep(outputs: Iterable[Value], wrt: set[Value], pending: dict[Value, list[
     totals: dict[Value, Value] = {v: _sum(pending.pop(v)) for v in list(pending) if v in wrt and v.node not in active}
     for node in reversed(order):
         received = [_sum(pending.pop(v)) if v in pending else None for v in node.outputs]
-        for v, total in zip(node.outputs, received, strict=True):
-            if v in wrt and total is not None:
-                totals[v] = total
+        for value, total in zip(node.outputs, received, strict=True):
+            if value in wrt and total is not None:
+                totals[value] = total
         if node not in active or all(r is None for r in received):
             continue
         with g.sourced(node.source):
             for v, contribution in zip(node.inputs, _contributions(node, received, wrt, active), strict=False):
                 if contribution is not None and v is not None and (v in wrt or v.node in active):
                     pending.setdefault(v, []).append(_fitted(contribution, v, node))
-    for v in list(pending):
-        if v in wrt:
-            totals[v] = _sum(pending.pop(v))
+    for leaf in wrt & pending.keys():
+        totals[leaf] = _sum(pending.pop(leaf))
     return totals
 
 

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from flamert.ops import (
-    activation,
-    attention,
-    cast,
-    conv,
-    cpu,
-    deform,
-    einsum,
-    elementwise,
-    functions,
-    fused,
-    image,
-    index,
-    linear,
-    linear_attention,
-    logic,
-    loss,
-    lstm,
-    normalize,
-    order,
-    pool,
-    quantize,
-    random,
-    recurrent,
-    reduce,
-    region,
-    resize,
-    rotary,
-    scatter,
-    shape,
-    signal,
-    trees,
-)
 from flamert.ops.op import OPS, Kernel, Op, composite, kernel, op
 
-__all__ = [
-    "OPS",
-    "Kernel",
-    "Op",
+FAMILIES = (
     "activation",
     "attention",
     "cast",
-    "composite",
     "conv",
-    "cpu",
     "deform",
     "einsum",
     "elementwise",
@@ -56,16 +19,14 @@ __all__ = [
     "fused",
     "image",
     "index",
-    "kernel",
     "linear",
     "linear_attention",
     "logic",
     "loss",
     "lstm",
     "normalize",
-    "op",
-    "pointwise",
     "order",
+    "pointwise",
     "pool",
     "quantize",
     "random",
@@ -78,10 +39,25 @@ __all__ = [
     "shape",
     "signal",
     "trees",
-]
+)
 
-for _name in OPS.keys() & globals().keys():
-    globals()[_name] = OPS[_name]  # where an op and a module share a name, `ops.<name>` is the op
+if TYPE_CHECKING:  # the names that an op and a module share mean the op
+    attention: Any
+    cast: Any
+    conv: Any
+    einsum: Any
+    linear: Any
+    linear_attention: Any
+    lstm: Any
+    pointwise: Any
+    quantize: Any
+
+__all__ = ["FAMILIES", "OPS", "Kernel", "Op", "composite", "kernel", "op"]
+
+for _family in (*FAMILIES, "cpu"):
+    importlib.import_module(f"{__name__}.{_family}")
+
+globals().update({name: OPS[name] for name in OPS.keys() & globals().keys()})
 
 
 def __getattr__(name: str) -> Any:

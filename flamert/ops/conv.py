@@ -239,3 +239,23 @@ def _(xp: Any, out: Any, x: Any, *, image: Any, block: Any, strides: Any, pads: 
     counts = window_counts(image, block, strides, pads, dilations)
     columns = x.astype(dtypes.accumulator(out.dtype), copy=False).reshape(*out.shape[:2], *block, *counts)
     fold(xp, out, columns, block, strides, pads, dilations)
+
+
+@op(moves=True)
+def im2col(
+    x: TensorType, *, block: tuple[int, ...], strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]
+) -> TensorType:
+    """An image cut into blocks, one column each; zero outside x. The adjoint of `col2im`.
+
+    x: [N, C, *image], any numeric type. Returns [N, C · Π block, blocks], blocks in row-major order. Raises ShapeError where a
+    block is larger than its axis. Source: ONNX Col2Im-18 transposed.
+    """
+    counts = window_counts(x.shape[2:], block, strides, pads, dilations)
+    return TensorType((x.shape[0], x.shape[1] * math.prod(block), math.prod(counts)), x.dtype)
+
+
+@kernel(im2col)
+def _(xp: Any, out: Any, x: Any, *, block: Any, strides: Any, pads: Any, dilations: Any) -> None:
+    counts = window_counts(x.shape[2:], block, strides, pads, dilations)
+    seen = windows(xp, padded(xp, x, pads), block, counts, strides, dilations)
+    out.reshape(seen.shape)[...] = seen

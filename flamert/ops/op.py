@@ -244,12 +244,14 @@ class Site:
 
     def is_constant(self, operand: int) -> bool:
         """Whether this operand holds the same array in every call, so that work on it can be done once."""
-        inputs = self.node.inputs
-        return operand < len(inputs) and inputs[operand] is not None and inputs[operand].node.op is g.CONSTANT
+        value = self.node.inputs[operand] if operand < len(self.node.inputs) else None
+        return value is not None and value.node.op is g.CONSTANT
 
     def prepacked(self, kind: str, operand: int, make: Callable[[], Any]) -> Any:
         """`make()`, done once per kind and constant operand, and shared by all plans of the model."""
-        return Derived.of(self.node.inputs[operand].constant, kind, make, self.cache, self.held)
+        value = self.node.inputs[operand]
+        assert value is not None
+        return Derived.of(value.constant, kind, make, self.cache, self.held)
 
 
 def kernel(op: Op, backend: str | None = None, **traits: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -30,15 +31,43 @@ def max_roi_pool(x: TensorType, rois: TensorType, *, size: tuple[int, ...], scal
 
 @kernel(max_roi_pool)
 def _(xp: Any, out: Any, x: Any, rois: Any, *, size: Any, scale: float) -> None:
-    for r, (image, x1, y1, x2, y2) in enumerate(rois.astype(xp.float64).tolist()):
+    for r, (image, rows, columns) in enumerate(_gridded(xp, x, rois, size, scale)):
         plane = _image(x, image)
-        top, left, bottom, right = (math.floor(v * scale + 0.5) for v in (y1, x1, y2, x2))
-        rows = _cells(top, max(bottom - top + 1, 1), size[0], x.shape[2])
-        columns = _cells(left, max(right - left + 1, 1), size[1], x.shape[3])
         for i, (a, b) in enumerate(rows):
             strip = plane[:, a:b].max(1) if a < b else None
             for j, (c, d) in enumerate(columns):
                 out[r, :, i, j] = 0 if strip is None or c >= d else strip[:, c:d].max(1)
+
+
+@op
+def max_roi_places(x: TensorType, rois: TensorType, *, size: tuple[int, ...], scale: float = 1.0) -> TensorType:
+    """Where `max_roi_pool` found each maximum (the first of equals): its place in the flattened x, −1 for a cell outside x.
+
+    Operands as for `max_roi_pool`. Returns int64 [R, C, *size].
+    """
+    return TensorType(max_roi_pool.infer(x, rois, size=size, scale=scale).shape, dtypes.int64)
+
+
+@kernel(max_roi_places)
+def _(xp: Any, out: Any, x: Any, rois: Any, *, size: Any, scale: float) -> None:
+    height, width = x.shape[2:]
+    first = xp.arange(x.shape[1]) * height * width
+    for r, (image, rows, columns) in enumerate(_gridded(xp, x, rois, size, scale)):
+        for (i, (a, b)), (j, (c, d)) in itertools.product(enumerate(rows), enumerate(columns)):
+            if a >= b or c >= d:
+                out[r, :, i, j] = -1
+                continue
+            best = _image(x, image)[:, a:b, c:d].reshape(x.shape[1], -1).argmax(1)
+            base = int(image) * x.shape[1] * height * width + a * width + c
+            out[r, :, i, j] = base + first + best // (d - c) * width + best % (d - c)
+
+
+def _gridded(xp: Any, x: Any, rois: Any, size: Any, scale: float) -> Iterator[tuple[float, Any, Any]]:
+    """Per region: its image, and begin and end of the rows and of the columns of each cell."""
+    for image, x1, y1, x2, y2 in rois.astype(xp.float64).tolist():
+        top, left, bottom, right = (math.floor(v * scale + 0.5) for v in (y1, x1, y2, x2))
+        rows = _cells(top, max(bottom - top + 1, 1), size[0], x.shape[2])
+        yield image, rows, _cells(left, max(right - left + 1, 1), size[1], x.shape[3])
 
 
 def _cells(start: int, length: int, count: int, limit: int) -> list[tuple[int, int]]:
