@@ -1,4 +1,4 @@
-"""Graph → Graph: rebuild a graph by a rule, inline one graph into another, match small patterns. Passes are written in these."""
+"""Graph → Graph: rebuild by a rule, substitute Values, inline one graph into another, match patterns. Passes are written in these."""
 
 from __future__ import annotations
 
@@ -29,6 +29,37 @@ def with_inputs(node: Node, inputs: tuple[Value | None, ...]) -> Node:
     """The same application to other operands of the same types."""
     with sourced(node.source):
         return Node(node.op, inputs, node.attrs, node.types)
+
+
+def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
+    """The graph with some of its Values replaced.
+
+    Each replacement is an expression over Values of the same graph that come before what it replaces; those that are replaced
+    themselves are replaced in it too.
+    """
+
+    def final(v: Value) -> Value:
+        while v in replacements:
+            v = replacements[v]
+        return v
+
+    new: dict[Node, tuple[Value, ...]] = {}
+    roots = [final(v) for v in graph.outputs]
+    stack = [v.node for v in reversed(roots)]
+    while stack:
+        node = stack[-1]
+        if node in new:
+            stack.pop()
+            continue
+        operands = [None if v is None else final(v) for v in node.inputs]
+        pending = [v.node for v in operands if v is not None and v.node not in new]
+        if pending:
+            stack.extend(reversed(pending))
+            continue
+        inputs = tuple([None if v is None else new[v.node][v.index] for v in operands])
+        new[node] = node.outputs if inputs == node.inputs else with_inputs(node, inputs).outputs
+        stack.pop()
+    return Graph(graph.inputs, [new[v.node][v.index] for v in roots])
 
 
 def inline(graph: Graph, arguments: Sequence[Value | None]) -> tuple[Value, ...]:

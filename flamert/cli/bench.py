@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from flamert.cli import inputs as given
-from flamert.cli.console import DeviceName, Json, ModelPath, emit, progress
+from flamert.cli.console import DeviceName, Json, ModelPath, emit, progress, working
 from flamert.cli.peers import peer
 from flamert.summary import table
 
@@ -37,7 +37,8 @@ def command(
         set_threads(threads)
     loaded = load(model, device=device)
     feeds = given.feeds(loaded, input, dim, seed, fill=True)
-    loaded.compile(**feeds)
+    with working(f"compiling {model}"):
+        loaded.compile(**feeds)
     runners: dict[str, Callable[[], Any]] = {"flamert": lambda: loaded.run(feeds)}
     if against is not None:
         other = peer(against, model, loaded.device.name, threads)

@@ -32,6 +32,19 @@ def emit(data: Any, renderables: Sequence[Any], as_json: bool) -> None:
 
 
 @contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner while something takes its time whose length nobody knows; elsewhere a line once it took long (on stderr)."""
+    if sys.stderr.isatty():
+        with Console(stderr=True).status(what):
+            yield
+        return
+    start = time.monotonic()
+    yield
+    if (spent := time.monotonic() - start) > PATIENCE:
+        print(f"{what}: {spent:.1f} s", file=sys.stderr)
+
+
+@contextlib.contextmanager
 def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
     """`advance(done)` shows how far a long task is: a bar on a terminal, now and then a line elsewhere (both on stderr)."""
     if sys.stderr.isatty():

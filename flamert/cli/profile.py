@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flamert.cli import inputs as given
-from flamert.cli.console import DeviceName, Json, ModelPath, emit
+from flamert.cli.console import DeviceName, Json, ModelPath, emit, working
 
 
 def command(
@@ -27,8 +27,9 @@ def command(
     """
     from flamert.importers.load import load
 
-    loaded = load(model, device=device)
-    found = loaded.profile(given.feeds(loaded, input, dim, seed, fill=True), repeats)
+    with working(f"running {model}"):
+        loaded = load(model, device=device)
+        found = loaded.profile(given.feeds(loaded, input, dim, seed, fill=True), repeats)
     if trace is not None:
         found.save_trace(trace)
     data = {

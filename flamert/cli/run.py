@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from flamert.cli import inputs as given
-from flamert.cli.console import DeviceName, Json, ModelPath, emit
+from flamert.cli.console import DeviceName, Json, ModelPath, emit, working
 from flamert.dtypes import NARROW_FLOAT, NARROW_INTEGER, bfloat16
 from flamert.errors import InputError
 from flamert.summary import table
@@ -33,8 +33,9 @@ def command(
 
     if output is not None and not output.endswith((".npz", ".npy")):
         raise InputError(f"-o {output}: outputs are written as .npz or .npy")
-    loaded = load(model, device=device)
-    results = loaded.run(given.feeds(loaded, input, dim, seed, fill=False), get)
+    with working(f"running {model}"):
+        loaded = load(model, device=device)
+        results = loaded.run(given.feeds(loaded, input, dim, seed, fill=False), get)
     rows = [row(name, x) for name, x in results.items()]
     if output is not None:
         save(output, results)

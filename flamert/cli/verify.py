@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from flamert.cli import inputs as given
-from flamert.cli.console import DeviceName, Json, ModelPath, emit
+from flamert.cli.console import DeviceName, Json, ModelPath, emit, working
 from flamert.cli.peers import peer
 from flamert.summary import table
 
@@ -32,8 +32,10 @@ def command(
 
     loaded = load(model, device=device)
     feeds = given.feeds(loaded, input, dim, seed, fill=True)
-    expected = peer(against, model)(feeds)
-    found = loaded.run(feeds)
+    with working(f"running {model} in {against}"):
+        expected = peer(against, model)(feeds)
+    with working(f"running {model} in flamert"):
+        found = loaded.run(feeds)
     rows = [compare(name, found[name], expected[name], rtol, atol) for name in found]
     title = f"{model} on {loaded.device.name} against {against}: {given.shown(feeds)}"
     columns = ("output", "type", "largest abs", "largest rel", "")

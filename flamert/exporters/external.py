@@ -96,10 +96,10 @@ class Layout:
                 _refer(part.tensor, location, start, part.nbytes)
                 continue
             _refer(part.tensor, location, part.offset, part.nbytes)
-            yield original[at : part.offset]
-            yield part.data
+            yield original[at : part.offset].data
+            yield part.data.data
             at = part.offset + part.nbytes
-        yield original[at:]
+        yield original[at:].data
         yield from _sequence(moved)
 
 
@@ -108,7 +108,7 @@ def _sequence(parts: list[tuple[int, np.ndarray]]) -> Iterator[Piece]:
     at = 0
     for start, data in parts:
         yield bytes(start - at)
-        yield data
+        yield data.data
         at = start + data.nbytes
 
 

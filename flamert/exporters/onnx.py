@@ -15,7 +15,7 @@ from flamert.errors import InputError
 from flamert.exporters.external import Layout
 from flamert.files import write_files
 from flamert.importers.tensors import declared, pack, stored_bytes
-from flamert.importers.wire import SMALLEST, Piece, Tickets, rewrite, size
+from flamert.importers.wire import SMALLEST, Piece, Tickets, rewrite
 
 if TYPE_CHECKING:
     from flamert.importers.load import OnnxOrigin
@@ -48,38 +48,47 @@ def save(origin: OnnxOrigin, path: str | os.PathLike[str], external_data: str | 
     layout = Layout(name, keep=external_data == "auto" and name == os.path.basename(origin.file))
     tickets = Tickets()
     for t in proto.graph.initializer:
-        array = origin.weights[t.name]
-        changed = origin.stored[t.name]() is not array
-        if array.dtype == dtypes.string:
-            if changed:
-                _set_strings(t, array)
-            continue
-        external = t.data_location == TensorProto.EXTERNAL
-        if external_data is not False and external:
-            layout.put(t, pack(array), changed, origin.tensors.folder)
-        elif external_data is True and stored_bytes(array.dtype, array.size) >= SMALLEST_EXTERNAL:
-            layout.put(t, pack(array), True, None)
-        elif changed or external or origin.tensors.tickets.number(t.raw_data) is not None:
-            set_inline(t, pack(array), tickets)
+        _put_weight(t, origin, layout, tickets, external_data)
     for t in _other_tensors(proto):
-        number = origin.tensors.tickets.number(t.raw_data)
-        if number is not None:
-            set_inline(t, origin.tensors.kept[number], tickets)
-        elif t.data_location == TensorProto.EXTERNAL and origin.tensors.folder is not None:
-            dtype, _, elements = declared(t)
-            data = origin.tensors.folder.read(t, stored_bytes(dtype, elements))
-            if external_data is False:
-                set_inline(t, data, tickets)
-            else:
-                layout.put(t, data, False, origin.tensors.folder)
+        _put_other(t, origin, layout, tickets, external_data)
     files: dict[str, Iterable[Piece]] = dict(layout.files())
     pieces = _filled(proto, tickets)
-    if sum(map(size, pieces)) > MAX_PROTO:
-        if external_data != "auto":
-            raise InputError(f"the model file would pass 2 GiB with external_data={external_data}, which no ONNX file can")
-        return save(origin, path, True)
-    write_files(folder, {**files, name: pieces})
-    return None
+    if sum(map(len, pieces)) <= MAX_PROTO:
+        write_files(folder, {**files, name: pieces})
+    elif external_data == "auto":
+        save(origin, path, True)
+    else:
+        raise InputError(f"the model file would pass 2 GiB with external_data={external_data}, which no ONNX file can")
+
+
+def _put_weight(t: TensorProto, origin: OnnxOrigin, layout: Layout, tickets: Tickets, external_data: str | bool) -> None:
+    """Give an initializer its current contents: in a data file, or in the proto if it is not there already."""
+    array = origin.weights[t.name]
+    changed = origin.stored[t.name]() is not array
+    external = t.data_location == TensorProto.EXTERNAL
+    if array.dtype == dtypes.string:
+        if changed:
+            _set_strings(t, array)
+    elif external and external_data is not False:
+        layout.put(t, pack(array), changed, origin.tensors.folder)
+    elif external_data is True and stored_bytes(array.dtype, array.size) >= SMALLEST_EXTERNAL:
+        layout.put(t, pack(array), True, None)
+    elif changed or external or origin.tensors.tickets.number(t.raw_data) is not None:
+        set_inline(t, pack(array), tickets)
+
+
+def _put_other(t: TensorProto, origin: OnnxOrigin, layout: Layout, tickets: Tickets, external_data: str | bool) -> None:
+    """Give any other tensor the contents it came with."""
+    number, folder = origin.tensors.tickets.number(t.raw_data), origin.tensors.folder
+    if number is not None:
+        set_inline(t, origin.tensors.kept[number], tickets)
+    elif t.data_location == TensorProto.EXTERNAL and folder is not None:
+        dtype, _, elements = declared(t)
+        data = folder.read(t, stored_bytes(dtype, elements))
+        if external_data is False:
+            set_inline(t, data, tickets)
+        else:
+            layout.put(t, data, False, folder)
 
 
 def set_inline(t: TensorProto, data: np.ndarray, tickets: Tickets) -> None:
@@ -89,7 +98,7 @@ def set_inline(t: TensorProto, data: np.ndarray, tickets: Tickets) -> None:
     if t.data_location == TensorProto.EXTERNAL:
         t.ClearField("external_data")
         t.ClearField("data_location")
-    t.raw_data = tickets.issue(memoryview(data)) if data.nbytes >= SMALLEST else data.tobytes()
+    t.raw_data = tickets.issue(data.data) if data.nbytes >= SMALLEST else data.tobytes()
 
 
 def _set_strings(t: TensorProto, array: np.ndarray) -> None:

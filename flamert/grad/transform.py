@@ -33,7 +33,7 @@ def grad(
     pending: dict[Value, list[Value]] = {}
     for output, seed in zip(outputs, seeds, strict=True):
         if seed is not None:
-            if seed.type != output.type:
+            if seed.shape != output.shape or (output.dtype in DIFFERENTIABLE and seed.dtype != output.dtype):
                 raise ShapeError(f"the cotangent is {seed.type}, the output {output.type}")
             pending.setdefault(output, []).append(seed)
     totals = _sweep(outputs, set(wrt), pending)
@@ -126,7 +126,10 @@ def _through_body(node: Node, received: Sequence[Value | None]) -> list[Value | 
 
 
 def _fitted(contribution: Value, operand: Value, node: Node) -> Value:
-    """A contribution summed over the axes that the operand was broadcast along, in the operand's type."""
+    """A contribution summed over the axes that the operand was broadcast along, in the operand's type.
+
+    What quantization sends straight through codes, integers or narrow floats, keeps the type it has.
+    """
     extra = contribution.rank - operand.rank
     if contribution.shape != operand.shape:
         axes = [i for i in range(contribution.rank) if i < extra or operand.shape[i - extra] != contribution.shape[i]]
@@ -135,7 +138,7 @@ def _fitted(contribution: Value, operand: Value, node: Node) -> Value:
         contribution = OPERATORS["reduce_sum"](contribution, axes=tuple(axes), keepdims=False)
         if contribution.shape != operand.shape:
             contribution = OPERATORS["reshape"](contribution, shape=operand.shape)
-    if contribution.dtype != operand.dtype:
+    if contribution.dtype != operand.dtype and operand.dtype in DIFFERENTIABLE:
         contribution = OPERATORS["cast"](contribution, to=operand.dtype)
     return contribution
 

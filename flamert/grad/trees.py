@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from flamert import dtypes, ops
 from flamert import graph as g
+from flamert import ops
 from flamert.grad.registry import flat, gradient
+from flamert.ops.shape import narrow
 
 flat(ops.tree_leaves)
 
@@ -21,6 +22,6 @@ def _(dy: Any, y: Any, x: Any, keys: Any, values: Any, default: Any) -> Any:
     where = ops.reshape(found, shape=(x.type.size, 1))
     none = g.constant(np.zeros(count + 1, dy.dtype))
     sums = ops.scatter_nd(none, where, ops.reshape(dy, shape=(x.type.size,)), reduction="add")
-    dvalues = ops.narrow(sums, 0, 0, count)
-    ddefault = ops.reshape(ops.narrow(sums, 0, count, 1), shape=default.shape)
+    dvalues = narrow(sums, 0, 0, count)
+    ddefault = ops.reshape(narrow(sums, 0, count, 1), shape=default.shape)
     return None, None, dvalues, ddefault

@@ -45,7 +45,7 @@ def _row(domain: str, op: str, history: list[defs.OpSchema]) -> Coverage:
     for schema in versions:
         if find(domain, op, schema.since_version) is not None:
             runs[schema.since_version] = "converter"
-        elif schema.has_function or schema.has_context_dependent_function:
+        elif schema.has_function or schema.has_context_dependent_function:  # type: ignore[attr-defined]
             runs[schema.since_version] = "schema body"
     live = [s.since_version for s in versions if not s.deprecated]
     by = " and ".join(sorted(set(runs.values())))

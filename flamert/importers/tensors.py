@@ -79,6 +79,8 @@ class Tensors:
     def _read(self, proto: TensorProto) -> np.ndarray:
         dtype, shape, size = declared(proto)
         if proto.data_location == TensorProto.EXTERNAL:
+            if dtype == dtypes.string:
+                raise InvalidModel(f"tensor {proto.name!r} has strings in a data file, where only numbers can be")
             if self.folder is None:
                 raise UnsafeModel(
                     f"tensor {proto.name!r} lies in another file; a model given as bytes or proto has no folder: give its path"

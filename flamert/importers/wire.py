@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 
 SMALLEST = 4096
@@ -19,7 +18,7 @@ SMALLEST = 4096
 MAX_DEPTH = 100
 """Messages inside one another that protobuf parses; what lies deeper is left for it to refuse."""
 
-Piece = bytes | memoryview | np.ndarray
+Piece = bytes | memoryview
 """A run of bytes on its way to a file."""
 
 Swap = Callable[[memoryview], Piece | None]
@@ -77,7 +76,7 @@ def rewrite(data: memoryview, descriptor: Any, swap: Swap, smallest: int, depth:
             if stop > end:
                 raise ValueError("a field ends outside its message")
             if length >= smallest and (new := _field(data[body:stop], descriptor, tag >> 3, swap, smallest, depth)):
-                pieces += [data[done:at], _encoded(sum(map(size, new))), *new]
+                pieces += [data[done:at], _encoded(sum(map(len, new))), *new]
                 done = stop
             at = stop
         elif kind == 0:
@@ -97,17 +96,14 @@ def _field(body: memoryview, descriptor: Any, number: int, swap: Swap, smallest:
     if field is None:
         return None
     if field.message_type is not None:
-        new = rewrite(body, field.message_type, swap, smallest, depth + 1) if depth < MAX_DEPTH else [body]
+        if depth == MAX_DEPTH:
+            return None
+        new = rewrite(body, field.message_type, swap, smallest, depth + 1)
         return None if len(new) == 1 else new
     if field.name == "raw_data" and descriptor.full_name == "onnx.TensorProto":
         swapped = swap(body)
         return None if swapped is None else [swapped]
     return None
-
-
-def size(piece: Piece) -> int:
-    """Bytes in a piece."""
-    return piece.nbytes if isinstance(piece, np.ndarray) else len(piece)
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

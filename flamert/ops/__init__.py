@@ -38,6 +38,7 @@ FAMILIES = (
     "scatter",
     "shape",
     "signal",
+    "slopes",
     "trees",
 )
 

@@ -83,19 +83,40 @@ ACTIVATIONS: dict[str, Callable[[Any, Any, float, float], None]] = {
 """What a gate may apply, in place: (array module, x, alpha, beta)."""
 
 
+SLOPES: dict[str, Callable[[Any, Any, Any, float, float], Any]] = {
+    "sigmoid": lambda xp, x, y, a, b: y * (1 - y),
+    "tanh": lambda xp, x, y, a, b: 1 - y * y,
+    "relu": lambda xp, x, y, a, b: x > 0,
+    "affine": lambda xp, x, y, a, b: xp.full_like(x, a),
+    "leaky_relu": lambda xp, x, y, a, b: xp.where(x < 0, a, 1),
+    "thresholded_relu": lambda xp, x, y, a, b: x > a,
+    "scaled_tanh": lambda xp, x, y, a, b: b * (a - y * y / a) if a else xp.zeros_like(x),
+    "hard_sigmoid": lambda xp, x, y, a, b: xp.where((y > 0) & (y < 1), a, 0),
+    "elu": lambda xp, x, y, a, b: xp.where(x < 0, y + a, 1),
+    "softsign": lambda xp, x, y, a, b: xp.square(1 - abs(y)),
+    "softplus": lambda xp, x, y, a, b: -xp.expm1(-y),
+}
+"""The derivative of each of them at x, where it is y: (array module, x, y, alpha, beta)."""
+
+
 class Gate:
     """One activation, with the clipping of its input: `gate(x)` works in place."""
 
-    __slots__ = ("alpha", "beta", "clip", "run", "xp")
+    __slots__ = ("alpha", "beta", "clip", "name", "run", "xp")
 
     def __init__(self, xp: Any, activation: Activation, clip: float | None) -> None:
-        name, self.alpha, self.beta = activation
-        self.xp, self.run, self.clip = xp, ACTIVATIONS[name], clip
+        self.name, self.alpha, self.beta = activation
+        self.xp, self.run, self.clip = xp, ACTIVATIONS[self.name], clip
 
     def __call__(self, x: Any) -> None:
         if self.clip is not None:
             self.xp.clip(x, -self.clip, self.clip, out=x)
         self.run(self.xp, x, self.alpha, self.beta)
+
+    def slope(self, x: Any, y: Any) -> Any:
+        """The derivative at x, where the gate gives y; 0 where x is clipped."""
+        slope = SLOPES[self.name](self.xp, x, y, self.alpha, self.beta)
+        return (slope if self.clip is None else self.xp.where(abs(x) <= self.clip, slope, 0)).astype(x.dtype, copy=False)
 
 
 class Side(NamedTuple):

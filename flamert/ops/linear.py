@@ -80,6 +80,27 @@ def _(xp: Any, out: Any, x: Any) -> None:
 
 
 @op
+def cofactors(x: TensorType) -> TensorType:
+    """∂ det x / ∂x: det(x) · x⁻ᵀ, but for singular matrices as well. x: floating [..., M, M]; half types go through float32.
+
+    Source: with x = U S V, it is det U · det V · U S' V, where S' holds for each singular value the product of the others.
+    """
+    _square(x)
+    return x
+
+
+@kernel(cofactors)
+def _(xp: Any, out: Any, x: Any) -> None:
+    u, s, v = xp.linalg.svd(x.astype(dtypes.accumulator(x.dtype), copy=False))
+    others = xp.ones_like(s)
+    # The values fall from first to last, so what lies before and what lies behind is multiplied up one by one.
+    others[..., 1:] = xp.cumprod(s[..., :-1], axis=-1)
+    others[..., :-1] *= xp.cumprod(s[..., :0:-1], axis=-1)[..., ::-1]
+    sign = xp.linalg.det(u) * xp.linalg.det(v)
+    out[...] = sign[..., None, None] * xp.matmul(u * others[..., None, :], v)
+
+
+@op
 def inverse(x: TensorType) -> TensorType:
     """The inverse of each matrix. x: floating [..., M, M]. Returns x's type; half types are computed in float32.
 

@@ -42,7 +42,7 @@ def quantize(
     """
     shape = x.shape
     x, scale, zero = _spread(x, scale, zero, axis, block_size)
-    return reshape(_stored(x / scale, zero, to, saturate), shape=shape)
+    return reshape(to_code(x / scale, zero, to=to, saturate=saturate), shape=shape)
 
 
 @composite
@@ -51,10 +51,15 @@ def requantize(x: Any, factor: Any, zero: Any = None, *, to: np.dtype) -> Any:
 
     x: int32 sums of products, or floating; factor: floating; zero: `to`; broadcast. Source: ONNX QLinearMatMul-21.
     """
-    return _stored(_to(x, factor.dtype) * factor, zero, to, True)
+    return to_code(from_code(x, to=factor.dtype) * factor, zero, to=to)
 
 
-def _stored(y: Value, zero: Value | None, to: np.dtype, saturate: bool) -> Value:
+@composite
+def to_code(y: Any, zero: Any = None, *, to: np.dtype, saturate: bool = True) -> Any:
+    """The element of type `to` nearest to y + zero, rounded and saturated as in `quantize`.
+
+    y: floating; zero: `to`, or absent for 0; broadcast. Differentiated as if nothing were rounded.
+    """
     if to in dtypes.INTEGER:
         info = ml_dtypes.iinfo(to)
         y = _widened(round(y))
@@ -64,6 +69,18 @@ def _stored(y: Value, zero: Value | None, to: np.dtype, saturate: bool) -> Value
     else:
         raise UnsupportedType(f"{to.name} is no type to quantize to")
     return cast(y, to=to, saturate=saturate)
+
+
+@composite
+def from_code(code: Any, zero: Any = None, *, to: np.dtype) -> Any:
+    """code − zero as numbers of the floating type `to`, broadcast. code, zero: integers or narrow floats, of one type.
+
+    int32 is subtracted as such, other types in `to`. Differentiated as if codes were real numbers.
+    """
+    if zero is not None and code.dtype == dtypes.int32:
+        code, zero = code - zero, None
+    y = _to(code, to)
+    return y if zero is None else y - cast(zero, to=to)
 
 
 @composite
@@ -81,13 +98,9 @@ def dequantize(
     The shapes of scale and zero are those that `quantize` takes. Computed in float32. Source: ONNX DequantizeLinear-28.
     """
     shape = x.shape
-    if zero is not None and x.dtype == dtypes.int32:
-        x, zero = x - _spread(x, scale, zero, axis, block_size)[2], None
     x, scale, zero = _spread(x, scale, zero, axis, block_size)
-    y = cast(x, to=dtypes.float32)
-    if zero is not None:
-        y = y - cast(zero, to=dtypes.float32)
-    return reshape(_to(y * _to(scale, dtypes.float32), to), shape=shape)
+    y = from_code(x, zero, to=dtypes.float32) * _to(scale, dtypes.float32)
+    return reshape(_to(y, to), shape=shape)
 
 
 def _to(x: Value, dtype: np.dtype) -> Value:
@@ -149,11 +162,6 @@ def dynamic_quantize(x: Any) -> Any:
     return quantize(x, scale, zero, to=dtypes.uint8), scale, zero
 
 
-def _shifted(x: Value, zero: Value | None, wide: np.dtype) -> Value:
-    x = cast(x, to=wide)
-    return x if zero is None else x - cast(zero, to=wide)
-
-
 def _exact(a: Value, b: Value, terms: int) -> np.dtype:
     """A floating type that holds sums of that many products exactly: matrix products of integers run on no BLAS."""
     if a.dtype.itemsize > 1 or b.dtype.itemsize > 1:
@@ -161,9 +169,18 @@ def _exact(a: Value, b: Value, terms: int) -> np.dtype:
     return dtypes.float32 if terms * 255 * 255 < 1 << 24 else dtypes.float64
 
 
-def _wrapped(y: Value, terms: int) -> Value:
-    """Exact sums as int32, wrapping around where they overflow."""
-    return cast(y if terms * 255 * 255 < 1 << 31 else cast(y, to=dtypes.int64), to=dtypes.int32)
+@composite
+def whole(x: Any, *, wraps: bool) -> Any:
+    """x, floating but whole, as int32. wraps: around, where it is out of int32's range; otherwise no value is defined there.
+
+    Differentiated as if integers were real numbers.
+    """
+    return cast(cast(x, to=dtypes.int64) if wraps else x, to=dtypes.int32)
+
+
+def _overflows(terms: int) -> bool:
+    """Whether int32 may be too small for a sum of that many products of 8-bit integers."""
+    return terms * 255 * 255 >= 1 << 31
 
 
 @composite
@@ -174,7 +191,7 @@ def matmul_integer(a: Any, b: Any, a_zero: Any = None, b_zero: Any = None) -> An
     """
     terms = a.shape[-1]
     wide = _exact(a, b, terms)
-    return _wrapped(matmul(_shifted(a, a_zero, wide), _shifted(b, b_zero, wide)), terms)
+    return whole(matmul(from_code(a, a_zero, to=wide), from_code(b, b_zero, to=wide)), wraps=_overflows(terms))
 
 
 @composite
@@ -195,5 +212,6 @@ def conv_integer(
     """
     terms = math.prod(w.shape[1:])
     wide = _exact(x, w, terms)
-    y = conv(_shifted(x, x_zero, wide), _shifted(w, w_zero, wide), strides=strides, pads=pads, dilations=dilations, group=group)
-    return _wrapped(y, terms)
+    x, w = from_code(x, x_zero, to=wide), from_code(w, w_zero, to=wide)
+    y = conv(x, w, strides=strides, pads=pads, dilations=dilations, group=group)
+    return whole(y, wraps=_overflows(terms))

@@ -116,7 +116,7 @@ def roi_align(
 @kernel(roi_align)
 def _(xp: Any, out: Any, x: Any, rois: Any, images: Any, *, size: Any, mode: str, **grid: Any) -> None:
     """Interpolation is separable: rows first, then columns, each with the samples of a cell on an axis of their own."""
-    for r, (image, rows, columns) in enumerate(_sampled(xp, x, rois, images, size, **grid)):
+    for r, (image, rows, columns) in enumerate(sampled(xp, x, rois, images, size, **grid)):
         plane = image.astype(dtypes.accumulator(out.dtype), copy=False)
         if not rows[0][0].size or not columns[0][0].size:
             out[r] = 0
@@ -124,51 +124,42 @@ def _(xp: Any, out: Any, x: Any, rois: Any, images: Any, *, size: Any, mode: str
             lines = sum(plane[:, index] * weight[..., None] for index, weight in rows).mean(2)
             out[r] = sum(lines[:, :, index] * weight for index, weight in columns).mean(3)
         else:
-            out[r] = _corners(xp, plane, rows, columns)[0].max(-1)
+            out[r] = corners(xp, plane, rows, columns)[0].max(-1)
 
 
 @op
 def roi_align_gradient(
     dy: TensorType,
-    x: TensorType,
     rois: TensorType,
     images: TensorType,
     *,
+    shape: tuple[int, ...],
     scale: float = 1.0,
     samples: int = 0,
     half_pixel: bool = True,
-    mode: str = "avg",
 ) -> TensorType:
-    """The adjoint of `roi_align` in x: dy, times the weight of every element it was made of, added to that element.
+    """The adjoint of `roi_align` by means in x: dy, times the weight of every element it was made of, added to that element.
 
-    dy: [R, C, *size]; the rest as for `roi_align`. For mode "max" the first of equal products takes all. Returns x's type; half
-    types accumulate in float32. Source: ONNX RoiAlign-22 transposed.
+    dy: [R, C, *size], shape: that of x; the rest as for `roi_align`. Returns dy's element type; half types accumulate in
+    float32. Source: ONNX RoiAlign-22 transposed.
     """
-    y = roi_align.infer(x, rois, images, size=dy.shape[2:], mode=mode)
+    x = TensorType(dims_of(shape), dy.dtype)
+    y = roi_align.infer(x, rois, images, size=dy.shape[2:])
     if y != dy:
         raise ShapeError(f"dy is {dy}, the result was {y}")
     return x
 
 
 @kernel(roi_align_gradient)
-def _(xp: Any, out: Any, dy: Any, x: Any, rois: Any, images: Any, *, mode: str, **grid: Any) -> None:
+def _(xp: Any, out: Any, dy: Any, rois: Any, images: Any, *, shape: Any, **grid: Any) -> None:
     wide = dtypes.accumulator(out.dtype)
     sums = xp.zeros(out.shape, wide)
-    regions = _sampled(xp, x, rois, images, dy.shape[2:], **grid)
+    regions = sampled(xp, out, rois, images, dy.shape[2:], **grid)
     for r, (image, (_, rows, columns)) in enumerate(zip(images.tolist(), regions, strict=True)):
-        if not rows[0][0].size or not columns[0][0].size:
-            continue
-        upstream = dy[r].astype(wide, copy=False)
-        if mode == "avg":
-            vertical, horizontal = (_matrix(xp, side, d) for side, d in zip((rows, columns), x.shape[2:], strict=True))
+        if rows[0][0].size and columns[0][0].size:
+            vertical, horizontal = (matrix(xp, side, d) for side, d in zip((rows, columns), shape[2:], strict=True))
+            upstream = dy[r].astype(wide, copy=False)
             sums[image] += xp.matmul(xp.matmul(vertical.astype(wide).T, upstream), horizontal.astype(wide))
-            continue
-        products, weights, places = _corners(xp, x[image].astype(wide, copy=False), rows, columns)
-        best = products.argmax(-1)[..., None]
-        share = xp.take_along_axis(xp.broadcast_to(weights, products.shape), best, -1)[..., 0] * upstream
-        at = xp.take_along_axis(xp.broadcast_to(places, products.shape), best, -1)[..., 0]
-        channel = xp.arange(x.shape[1]).reshape(-1, 1, 1)
-        xp.add.at(sums[image].reshape(x.shape[1], -1), (channel, at), share)
     out[...] = sums
 
 
@@ -176,7 +167,7 @@ Side = list[tuple[Any, Any]]
 """Lower and upper neighbour of the places sampled along one axis: (index, weight), each [cells, samples]."""
 
 
-def _sampled(
+def sampled(
     xp: Any, x: Any, rois: Any, images: Any, size: Any, *, scale: float, samples: int, half_pixel: bool
 ) -> Iterator[tuple[Any, Side, Side]]:
     """Per region: its image, and the neighbours of the places sampled along rows and along columns."""
@@ -184,24 +175,29 @@ def _sampled(
     for (x1, y1, x2, y2), image in zip(rois.astype(xp.float64).tolist(), images.tolist(), strict=True):
         sides = []
         for start, end, cells, limit in ((y1, y2, size[0], x.shape[2]), (x1, x2, size[1], x.shape[3])):
-            found = _places(start * scale, end * scale, cells, limit, samples, half_pixel)
+            found = places(start * scale, end * scale, cells, limit, samples, half_pixel)
             sides.append([(xp.asarray(index), xp.asarray(weight, dtype)) for index, weight in found])
         yield _image(x, image), *sides
 
 
-def _places(start: float, end: float, cells: int, limit: int, samples: int, half_pixel: bool) -> Side:
+def places(start: float, end: float, cells: int, limit: int, samples: int, half_pixel: bool) -> Side:
     """The neighbours of the places sampled along one axis of `limit` elements."""
-    length = end - start if half_pixel else max(end - start, 1.0)
-    count = samples or max(math.ceil(length / cells), 0)
-    within = (np.arange(cells)[:, None] + (np.arange(count) + 0.5) / max(count, 1)) * (length / cells)
-    at = start - (0.5 if half_pixel else 0.0) + within
+    at, _ = spaced(start, end, cells, samples, half_pixel)
     valid = (at >= -1) & (at <= limit)
     at = np.clip(at, 0, limit - 1)
     low = np.floor(at).astype(np.int64)
     return [(low, (1 - at + low) * valid), (np.minimum(low + 1, limit - 1), (at - low) * valid)]
 
 
-def _matrix(xp: Any, side: Side, limit: int) -> Any:
+def spaced(start: float, end: float, cells: int, samples: int, half_pixel: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where the places sampled between two ends lie, and how far along the way that is: both [cells, samples]."""
+    length = end - start if half_pixel else max(end - start, 1.0)
+    count = samples or max(math.ceil(length / cells), 0)
+    along = (np.arange(cells)[:, None] + (np.arange(count) + 0.5) / max(count, 1)) / cells
+    return start - (0.5 if half_pixel else 0.0) + along * length, along
+
+
+def matrix(xp: Any, side: Side, limit: int) -> Any:
     """The mean over the samples of each cell as a matrix [cells, limit]."""
     cells, samples = side[0][0].shape
     dense = xp.zeros((cells, limit))
@@ -210,7 +206,7 @@ def _matrix(xp: Any, side: Side, limit: int) -> Any:
     return dense
 
 
-def _corners(xp: Any, plane: Any, rows: Side, columns: Side) -> tuple[Any, Any, Any]:
+def corners(xp: Any, plane: Any, rows: Side, columns: Side) -> tuple[Any, Any, Any]:
     """weight · element, weight, and index into the plane of all neighbours in a cell: [C or 1, *size, neighbours]."""
     width = plane.shape[2]
     weights, places = [], []

@@ -86,7 +86,7 @@ def scatter_elements(
     return x
 
 
-@kernel(scatter_elements, bind=True, contiguous=True)
+@kernel(scatter_elements, bind=True)
 def _(site: Site, out: Any, x: Any, indices: Any, updates: Any, *, axis: int, reduction: str) -> Callable[[], Any]:
     xp, size = site.xp, x.shape[axis]
     start, strides = _start(site, out, x), _strides(x.shape)
@@ -115,7 +115,7 @@ def scatter_nd(x: TensorType, indices: TensorType, updates: TensorType, *, reduc
     return x
 
 
-@kernel(scatter_nd, bind=True, contiguous=True)
+@kernel(scatter_nd, bind=True)
 def _(site: Site, out: Any, x: Any, indices: Any, updates: Any, *, reduction: str) -> Callable[[], Any]:
     xp, k = site.xp, indices.shape[-1]
     start, strides = _start(site, out, x), _strides(x.shape)
@@ -128,6 +128,9 @@ def _(site: Site, out: Any, x: Any, indices: Any, updates: Any, *, reduction: st
         for d in range(k):
             check_range(xp, indices[..., d], x.shape[d])
             at = at + _wrapped(indices[..., d], x.shape[d]) * strides[d]
+        if reduction == "none" and block:
+            out.reshape(-1, block)[at.reshape(-1) // block] = updates.reshape(-1, block)
+            return
         if block != 1:
             at = at.reshape(-1, 1) + within
         write(xp, out.reshape(-1), at.reshape(-1), updates.reshape(-1), reduction)

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from flamert import dtypes
+from flamert import graph as g
 from flamert.errors import ShapeError, UnsupportedType
 from flamert.graph import TensorType
+from flamert.ops.index import gather
+from flamert.ops.linear import inverse
+from flamert.ops.logic import equal, where
 from flamert.ops.op import composite, kernel, op
+from flamert.ops.reduce import reduce_max, reduce_min, reduce_sum
 from flamert.ops.rules import require, same_dtype
+from flamert.ops.shape import reshape, transpose
 
 COMPARISONS = ("less_equal", "less", "greater_equal", "greater", "equal", "not_equal", "in")
 """How a tree's node may compare its feature with its split; the first six are ufuncs' names."""
@@ -105,22 +113,29 @@ def _compare(xp: Any, comparison: str, value: Any, split: Any, members: Any, set
     return (members[place] == value) & sets[number, place]
 
 
-@op
-def leaf_scores(
-    leaves: TensorType, targets: TensorType, weights: TensorType, *, n_targets: int, aggregate: str = "sum"
-) -> TensorType:
+@composite
+def leaf_scores(leaves: Any, targets: Any, weights: Any, *, n_targets: int, aggregate: str = "sum") -> Any:
     """What the leaves reached in all trees give each target: Σ, min or max over t, e of weights[l, e], l = leaves[n, t].
 
     targets[l, e] says which target the e-th entry of node l is for; −1 marks no entry. A target that no entry is for gets 0.
     leaves: integer [N, T]; targets: int32 [n, E]; weights: floating [n, E]. Returns [N, n_targets] of weights' type; float32
     and narrower sum in float64, which CuPy too does in no fixed order. Source: ONNX-ML TreeEnsemble-5, TreeEnsembleRegressor-3.
     """
-    require(weights, dtypes.STANDARD_FLOAT, "floating")
+    require(weights.type, dtypes.STANDARD_FLOAT, "floating")
     if leaves.rank != 2 or targets.rank != 2 or targets.shape != weights.shape or n_targets < 0:
-        raise ShapeError(f"{leaves}, {targets} and {weights} do not fit together")
+        raise ShapeError(f"{leaves.type}, {targets.type} and {weights.type} do not fit together")
     if aggregate not in ("sum", "min", "max"):
         raise UnsupportedType(f"aggregate {aggregate!r} is not sum, min or max")
-    return TensorType((leaves.shape[0], n_targets), weights.dtype)
+    n, entries = weights.shape
+    own = equal(reshape(targets, shape=(n, entries, 1)), g.constant(np.arange(n_targets), targets.dtype))
+    given = reshape(weights, shape=(n, entries, 1))
+    if aggregate == "sum":
+        scores = reduce_sum(where(own, given, 0), axes=(1,))
+        return reduce_sum(gather(scores, leaves, axis=0), axes=(1,))
+    reduce, neutral = (reduce_min, np.inf) if aggregate == "min" else (reduce_max, -np.inf)
+    best = reduce(gather(reduce(where(own, given, neutral), axes=(1,)), leaves, axis=0), axes=(1,))
+    reached = reduce_max(gather(reduce_max(own, axes=(1,)), leaves, axis=0), axes=(1,))
+    return where(reached, best, 0)
 
 
 @kernel(leaf_scores)
@@ -197,18 +212,24 @@ def _(xp: Any, out: Any, x: Any, keys: Any, values: Any, default: Any) -> None:
     out[...] = xp.where(same, values[place], default.reshape(()))
 
 
-@op
-def couple_pairs(r: TensorType) -> TensorType:
+@composite
+def couple_pairs(r: Any) -> Any:
     """Class probabilities p from those of class pairs: p minimises Σᵢ Σⱼ (rⱼᵢ pᵢ − rᵢⱼ pⱼ)², with Σ p = 1 and p ≥ 0.
 
     r: floating [N, K, K]; r[:, i, j] is the probability of class i where it must be i or j; the diagonal is not read.
-    Returns [N, K]. By cyclic descent to a residual of 0.005/K, a hundred sweeps at most, as libsvm does.
-    Source: Wu, Lin, Weng 2004, algorithm 2; ONNX-ML SVMClassifier-1.
+    Returns [N, K]. By cyclic descent to a residual of 0.005/K, a hundred sweeps at most, as libsvm does; its gradient is that
+    of the exact minimiser. Source: Wu, Lin, Weng 2004, algorithm 2; ONNX-ML SVMClassifier-1.
     """
-    require(r, dtypes.STANDARD_FLOAT - dtypes.HALF, "floating")
+    require(r.type, dtypes.STANDARD_FLOAT - dtypes.HALF, "floating")
     if r.rank != 3 or r.shape[1] != r.shape[2]:
-        raise ShapeError(f"{r} is not [N, K, K]")
-    return TensorType(r.shape[:2], r.dtype)
+        raise ShapeError(f"{r.type} is not [N, K, K]")
+    # Half the sum is pᵀQp, least where Qp is the same in every entry; adding 1 to all of Q keeps that p, up to a factor.
+    diagonal = g.constant(np.eye(r.shape[1], dtype=np.bool_))
+    r = where(diagonal, 0, r)
+    against = transpose(r, perm=(0, 2, 1))
+    squares = reduce_sum(against * against, axes=(2,), keepdims=True)
+    p = reduce_sum(inverse(where(diagonal, squares, -against * r) + 1), axes=(2,))
+    return p / reduce_sum(p, axes=(1,), keepdims=True)
 
 
 @kernel(couple_pairs)

@@ -87,7 +87,7 @@ class Host(Device):
 
     def borrow(self, pointer: int, type: TensorType) -> Any:
         memory = (ctypes.c_ubyte * type.nbytes).from_address(pointer)
-        return np.frombuffer(memory, np.uint8).view(type.dtype).reshape(type.shape)
+        return np.ctypeslib.as_array(memory).view(type.dtype).reshape(type.shape)
 
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
         return array

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,9 +67,24 @@ class Plan:
     inputs: device arrays of exactly the graph's input types. Every buffer lives in one arena, placed by lifetime; several
     threads may call at once, each call with an arena of its own. `cache` is shared by the plans of one model: uploaded
     constants and what kernels prepacked. `hot`: choose kernels that cost more to set up and less to run.
+
+    state: arrays that graph inputs live in from call to call; they are not passed. updates: output number → the array that it
+    replaces the contents of, once everything has been computed; such outputs are not returned. A plan with state is for one
+    caller at a time.
     """
 
-    def __init__(self, graph: Graph, device: Device, *, cache: dict | None = None, hot: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        device: Device,
+        *,
+        cache: dict | None = None,
+        hot: bool = False,
+        state: Mapping[Value, Any] | None = None,
+        updates: Mapping[int, Any] | None = None,
+    ) -> None:
+        self._state = dict(state or {})
+        self._updates = dict(updates or {})
         self.device = device
         self.cache = {} if cache is None else cache
         self._held: dict[Any, Derived] = {}
@@ -101,7 +116,9 @@ class Plan:
         except Exception as error:
             raise self._failure(error, bound.steps[bound.calls.index(call)]) from error
         owned = self.device.owned
-        results = [owned(array) for array in bound.outputs]
+        for i, array in self._updates.items():
+            array[...] = bound.outputs[i]
+        results = [owned(array) for i, array in enumerate(bound.outputs) if i not in self._updates]
         if len(self._idle) < IDLE_ARENAS:
             self._idle.append(bound)
         return results
@@ -140,7 +157,9 @@ class Plan:
             if not self.device.remote:
                 require_memory(sum([t.nbytes for t in node.types]), node.op.name, node.source)
             if node.op is INPUT:
-                self._places[node.outputs[0]] = self._new(node.types[0], 0)
+                held = self._state.get(node.outputs[0])
+                where = self._new(node.types[0], 0) if held is None else Place(Storage(node.types[0], -1, held), 0, None)
+                self._places[node.outputs[0]] = where
             elif node.op is CONSTANT:
                 self._constant(node)
             elif node.op.view is None or not self._alias(node, time_):
@@ -256,7 +275,8 @@ class Plan:
             except Exception as error:
                 raise self._failure(error, len(calls)) from error
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
-        inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in self.graph.inputs])
+        passed = [v for v in self.graph.inputs if v not in self._state]
+        inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
         return Bound(memory, inputs, tuple(calls), tuple(steps), tuple([array(v.type, self._places[v]) for v in self.graph.outputs]))
 

@@ -181,6 +181,14 @@ def external_key_twice(folder):
 
 
 @hostile
+def external_strings(folder):
+    path = external(folder)
+    proto = onnx.ModelProto.FromString(path.read_bytes())
+    proto.graph.initializer[0].data_type = TensorProto.STRING
+    return write(folder, proto)
+
+
+@hostile
 def external_dunder_key(folder):
     return external(folder, __class__="os")
 

@@ -1,7 +1,7 @@
 """Tensors whose dimensions, types and contents contradict one another."""
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.hostile.bricks import add_weight, floats, hostile, ints, legal, model, nodes, write
 
@@ -59,6 +59,16 @@ def raw_data_long_and_large(folder):
 @hostile
 def float_data_short(folder):
     return write(folder, add_weight(float_data=[1.0]))
+
+
+@hostile
+def raw_data_of_strings(folder):
+    return write(folder, add_weight(data_type=TensorProto.STRING, raw_data=b"\0" * 16))
+
+
+@hostile
+def raw_data_of_many_strings(folder):
+    return write(folder, add_weight(data_type=TensorProto.STRING, dims=[1000], raw_data=b"\1" * 8000))
 
 
 @hostile
