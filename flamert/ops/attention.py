@@ -108,7 +108,9 @@ def probabilities(scores: Value) -> Value:
     if not scores.shape[-1]:
         return scores
     blind = equal(reduce_max(scores, axes=(scores.rank - 1,), keepdims=True), constant(-math.inf, scores.dtype))
-    return where(blind, constant(0, scores.dtype), softmax(scores, axis=-1))
+    zero = constant(0, scores.dtype)
+    # Without the inner guard the softmax of −∞ alone is NaN, which a gradient carries past the outer one.
+    return where(blind, zero, softmax(where(blind, zero, scores), axis=-1))
 
 
 def visible(lengths: Value | None, l: int, s: int, left: int | None, right: int | None, offset: int) -> Value | None:

@@ -91,7 +91,7 @@ def gather_elements(x: TensorType, indices: TensorType, *, axis: int) -> TensorT
 @kernel(gather_elements)
 def _(xp: Any, out: Any, x: Any, indices: Any, *, axis: int) -> None:
     check_range(xp, indices, x.shape[axis])
-    where = grid(xp, indices.shape, axis)
+    where = grid(xp, indices.shape, axis % x.ndim)
     where[axis] = indices
     out[...] = x[tuple(where)]
 

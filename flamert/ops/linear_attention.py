@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flamert import dtypes
@@ -83,3 +84,105 @@ def _(
         S += outer
         o[:, :, t] = (q[:, :, :, t] @ S).reshape(b, hq, -1)
     last[...] = S
+
+
+@op
+def linear_attention_gradient(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    state: TensorType | None = None,
+    decay: TensorType | None = None,
+    beta: TensorType | None = None,
+    dy: TensorType | None = None,
+    dlast: TensorType | None = None,
+    *,
+    scale: float,
+) -> tuple[TensorType, ...]:
+    """The adjoint of `linear_attention`: gradients of q, k, v and state, then of decay and beta where they are given.
+
+    With S̄ₜ = exp(gₜ)⊙Sₜ₋₁, Dₜ = ∂Sₜ, D̄ₜ = ∂S̄ₜ:  Dₜ += scale · qₜ⊗dyₜ;  dqₜ = scale · Sₜ·dyₜ;  dkₜ = Dₜ·uₜ;  duₜ = Dₜᵀ·kₜ;
+    dgₜ = Σ S̄ₜ⊙D̄ₜ;  Dₜ₋₁ = exp(gₜ)⊙D̄ₜ; D̄ₜ = Dₜ, and with beta less what uₜ took from S̄ₜ. dy, dlast: gradients of the results,
+    zero when left out. All else as for `linear_attention`; the gradient of a state left out is returned too, those of decay
+    and beta are [B, Hkv, T, K] and [B, Hkv, T, 1].
+    Source: ONNX LinearAttention-27; Griewank 1992 for keeping every √T-th state.
+    """
+    y, last = linear_attention.infer(q, k, v, state, decay, beta, scale=scale)
+    for gradient, result in ((dy, y), (dlast, last)):
+        if gradient is not None and gradient.shape != result.shape:
+            raise ShapeError(f"the gradient {gradient} does not fit the result {result}")
+    gates = [TensorType((*k.shape[:3], n), q.dtype) for gate, n in ((decay, k.shape[3]), (beta, 1)) if gate is not None]
+    return (q, k, v, last, *gates)
+
+
+@kernel(linear_attention_gradient)
+def _(
+    xp: Any,
+    out: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    state: Any = None,
+    decay: Any = None,
+    beta: Any = None,
+    dy: Any = None,
+    dlast: Any = None,
+    *,
+    scale: float,
+) -> None:
+    """States are kept every √T steps and made anew from there, a stretch at a time."""
+    dtype = max((dtypes.accumulator(t.dtype) for t in (q, out[3])), key=lambda d: d.itemsize)
+    (b, hq, steps, d), hkv, dv = q.shape, k.shape[1], v.shape[3]
+    group = hq // max(hkv, 1)
+    Q = (q.astype(dtype) * scale).reshape(b, hkv, group, steps, d)
+    k, v, decay, beta = (x if x is None else x.astype(dtype, copy=False) for x in (k, v, decay, beta))
+    decay, beta = (x if x is None else xp.broadcast_to(x, (*k.shape[:3], n)) for x, n in ((decay, d), (beta, 1)))
+    dY = xp.zeros((b, hkv, group, steps, dv), dtype) if dy is None else dy.astype(dtype).reshape(b, hkv, group, steps, dv)
+    dq, dk, dv_, dstate, *rest = out
+    dq = dq.reshape(b, hkv, group, steps, d)
+    ddecay, dbeta = rest.pop(0) if decay is not None else None, rest.pop(0) if beta is not None else None
+
+    def faded(S: Any, t: int) -> Any:
+        return S if decay is None else S * xp.exp(decay[:, :, t, :, None])
+
+    def written(S: Any, t: int) -> Any:
+        """What step t adds along kₜ, given S̄ₜ."""
+        u = v[:, :, t, None]
+        return u if beta is None else beta[:, :, t, None] * (u - k[:, :, t, None] @ S)
+
+    def stretch(S: Any, start: int, stop: int) -> list[Any]:
+        """The states before each step and after the last one."""
+        states = [S]
+        for t in range(start, stop):
+            S = faded(S, t)
+            S = S + k[:, :, t, :, None] * written(S, t)
+            states.append(S)
+        return states
+
+    stride = max(1, math.isqrt(steps))
+    S = xp.zeros(dstate.shape, dtype) if state is None else state.astype(dtype)
+    kept = [S]
+    for start in range(0, steps - stride, stride):
+        kept.append(stretch(kept[-1], start, start + stride)[-1])
+    D = xp.zeros(dstate.shape, dtype) if dlast is None else dlast.astype(dtype)
+    for start in reversed(range(0, steps, stride)):
+        stop = min(start + stride, steps)
+        states = stretch(kept[start // stride], start, stop)
+        for t in reversed(range(start, stop)):
+            S, before = states[t - start + 1], faded(states[t - start], t)
+            key, column = k[:, :, t, None], k[:, :, t, :, None]
+            dq[:, :, :, t] = dY[:, :, :, t] @ S.swapaxes(2, 3) * scale
+            D = D + Q[:, :, :, t].swapaxes(2, 3) @ dY[:, :, :, t]
+            u, du = written(before, t), key @ D
+            to_key = u @ D.swapaxes(2, 3)
+            if beta is not None:
+                pull = beta[:, :, t, None]
+                dbeta[:, :, t] = (du * (v[:, :, t, None] - key @ before)).sum(axis=-1)
+                du = du * pull
+                to_key -= du @ before.swapaxes(2, 3)
+                D = D - column * du
+            dk[:, :, t], dv_[:, :, t] = to_key[:, :, 0], du[:, :, 0]
+            if decay is not None:
+                ddecay[:, :, t] = (before * D).sum(axis=-1)
+                D = D * xp.exp(decay[:, :, t, :, None])
+    dstate[...] = D

@@ -86,7 +86,8 @@ class Op:
         try:
             return self.infer(*operands, **attrs)
         except FlamertError as error:
-            raise error.at(self._place(operands))
+            error.at(self._place(operands))
+            raise
         except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
             kind = UnsupportedType if isinstance(error, TypeError) else ShapeError
             raise kind(f"{self.name}: {error}").at(self._place(operands)) from error

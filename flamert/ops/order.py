@@ -1,4 +1,4 @@
-"""Ops that follow the order of elements along an axis: where extrema lie, the k largest, cumulative sums and products."""
+"""Ops that follow the order of elements along an axis: where extrema lie, the k largest, cumulative sums and products, scans."""
 
 from __future__ import annotations
 
@@ -144,3 +144,30 @@ def _scan(xp: Any, run: Callable[..., Any], start: int, out: Any, x: Any, axis: 
         out[0] = start
         x, out = x[:-1], out[1:]
     out[...] = run(x, axis=0, dtype=dtypes.accumulator(out.dtype))
+
+
+@op
+def linear_scan(a: TensorType, b: TensorType, *, axis: int, reverse: bool = False) -> TensorType:
+    """y[i] = a[i] · y[i−1] + b[i] along `axis`, y[−1] = 0; `reverse`: y[i] = a[i] · y[i+1] + b[i], from the end on.
+
+    Floating, one type and shape for both; half types are computed in float32. Source: a linear recurrence of first order;
+    in log₂ n steps, as Hillis and Steele (1986) add up.
+    """
+    require(a, dtypes.STANDARD_FLOAT, "floating")
+    axis_in(axis, a.rank)
+    if a != b:
+        raise ShapeError(f"factors {a} and terms {b} differ")
+    return a
+
+
+@kernel(linear_scan)
+def _(xp: Any, out: Any, a: Any, b: Any, *, axis: int, reverse: bool) -> None:
+    acc = dtypes.accumulator(out.dtype)
+    factors, sums = (xp.moveaxis(x, axis, 0)[:: -1 if reverse else 1].astype(acc) for x in (a, b))
+    span = 1
+    while span < len(sums):
+        # sums[i] now covers the last `span` terms up to i, factors[i] what the sum before them is multiplied with.
+        sums[span:] += factors[span:] * sums[:-span]
+        factors[span:] = factors[span:] * factors[:-span]
+        span *= 2
+    xp.moveaxis(out, axis, 0)[:: -1 if reverse else 1] = sums

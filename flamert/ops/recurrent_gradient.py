@@ -1,4 +1,4 @@
-"""Adjoints of recurrent layers: from the gradients of their results back through time to those of their operands."""
+"""Adjoints of RNN and GRU, and what every adjoint of a recurrent layer shares: from results back through time to operands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from flamert import dtypes
 from flamert.graph import TensorType
 from flamert.ops.cells import SIGMOID, TANH, Gate, project, running, sides
-from flamert.ops.lstm import lstm
 from flamert.ops.op import kernel, op
 from flamert.ops.recurrent import Activations, gru, rnn, shaped
 
@@ -36,7 +35,7 @@ def rnn_gradient(
     Raises ShapeError for operands that do not fit. Source: Werbos 1990.
     """
     results = rnn.infer(x, w, r, b, sequence_lens, initial_h, direction=direction, activations=activations, clip=clip)
-    return _results(x, w, r, results, y, (dy, dy_h))
+    return gradient_types(x, w, r, results, y, (dy, dy_h))
 
 
 @op
@@ -59,39 +58,16 @@ def gru_gradient(
     """The adjoint of `gru`: gradients of x, w, r, b and initial_h. All else as for `rnn_gradient` and `gru`."""
     attrs = {"direction": direction, "activations": activations, "clip": clip, "linear_before_reset": linear_before_reset}
     results = gru.infer(x, w, r, b, sequence_lens, initial_h, **attrs)
-    return _results(x, w, r, results, y, (dy, dy_h))
+    return gradient_types(x, w, r, results, y, (dy, dy_h))
 
 
-@op
-def lstm_gradient(
+def gradient_types(
     x: TensorType,
     w: TensorType,
     r: TensorType,
+    results: Sequence[TensorType],
     y: TensorType,
-    b: TensorType | None = None,
-    sequence_lens: TensorType | None = None,
-    initial_h: TensorType | None = None,
-    initial_c: TensorType | None = None,
-    p: TensorType | None = None,
-    dy: TensorType | None = None,
-    dy_h: TensorType | None = None,
-    dy_c: TensorType | None = None,
-    *,
-    direction: str = "forward",
-    activations: Activations = (SIGMOID, TANH, TANH),
-    clip: float | None = None,
-    input_forget: bool = False,
-) -> tuple[TensorType, ...]:
-    """The adjoint of `lstm`: gradients of x, w, r, b, initial_h, initial_c and p. All else as for `rnn_gradient` and `lstm`."""
-    attrs = {"direction": direction, "activations": activations, "clip": clip, "input_forget": input_forget}
-    results = lstm.infer(x, w, r, b, sequence_lens, initial_h, initial_c, p, **attrs)
-    state = results[1]
-    peepholes = TensorType((state.shape[0], 3 * state.shape[-1]), x.dtype)
-    return (*_results(x, w, r, results, y, (dy, dy_h, dy_c)), state, peepholes)
-
-
-def _results(
-    x: TensorType, w: TensorType, r: TensorType, results: Sequence[TensorType], y: TensorType, given: Sequence[TensorType | None]
+    given: Sequence[TensorType | None],
 ) -> tuple[TensorType, ...]:
     """Types of the gradients of x, w, r, b and initial_h, after checking y and the gradients of the layer's results."""
     shaped("y", y, results[0].shape)
@@ -138,7 +114,7 @@ class Flow(NamedTuple):
     rest: tuple[Any, ...]
 
 
-def _back(
+def back(
     xp: Any,
     out: Any,
     operands: Sequence[Any],
@@ -186,18 +162,18 @@ def _before(xp: Any, y: Any, initial: Any, order: int, on: Any) -> Any:
     return h
 
 
-def _recurring(past: Past, rows: slice = slice(None)) -> Any:
+def recurring(past: Past, rows: slice = slice(None)) -> Any:
     """hₜ₋₁·Rᵀ + Rb for all time steps at once, or some rows of it."""
     return past.before @ past.r[rows].T + (past.rb if isinstance(past.rb, int) else past.rb[rows])
 
 
-def _projected(xp: Any, past: Past) -> Any:
+def projected(xp: Any, past: Past) -> Any:
     out = xp.empty((*past.x.shape[:2], len(past.w)), past.x.dtype)
     project(xp, out, past.x, past.w, past.wb)
     return out
 
 
-def _activated(gate: Gate, x: Any) -> tuple[Any, Any]:
+def activated(gate: Gate, x: Any) -> tuple[Any, Any]:
     """The gate at x, and its slope."""
     y = x.copy()
     gate(y)
@@ -209,7 +185,7 @@ def _(
     xp: Any, out: Any, x: Any, w: Any, r: Any, y: Any, b: Any = None, lens: Any = None, h: Any = None, *flows: Any, **attrs: Any
 ) -> None:
     def cell(d: int, past: Past) -> Flow:
-        sent, slope = _activated(past.gates[0], _projected(xp, past) + _recurring(past))
+        sent, slope = activated(past.gates[0], projected(xp, past) + recurring(past))
         if past.on is not None:
             slope *= past.on
         carry = past.dy_h
@@ -218,7 +194,7 @@ def _(
             carry = past.carried(xp, t, sent[t] @ past.r, carry)
         return Flow(sent, sent, None, (carry,))
 
-    _back(xp, out, (x, w, r, y, b, lens, h, *_padded(flows, 2)), 1, cell, **attrs)
+    back(xp, out, (x, w, r, y, b, lens, h, *padded(flows, 2)), 1, cell, **attrs)
 
 
 @kernel(gru_gradient)
@@ -237,8 +213,8 @@ def _(
     **attrs: Any,
 ) -> None:
     cell = _reset_after if linear_before_reset else _reset_before
-    operands = (x, w, r, y, b, lens, h, *_padded(flows, 2))
-    _back(xp, out, operands, 2, lambda d, past: cell(xp, past), **attrs)
+    operands = (x, w, r, y, b, lens, h, *padded(flows, 2))
+    back(xp, out, operands, 2, lambda d, past: cell(xp, past), **attrs)
 
 
 def _update_gate(past: Past, z: Any, slope: Any, candidate: Any, steep: Any) -> None:
@@ -253,11 +229,11 @@ def _update_gate(past: Past, z: Any, slope: Any, candidate: Any, steep: Any) -> 
 def _reset_after(xp: Any, past: Past) -> Flow:
     """h̃ = g(… + r⊙(h·Rhᵀ + Rbh)): the recurrent products are those of one matrix."""
     n = past.before.shape[-1]
-    inward, recurrent = _projected(xp, past), _recurring(past)
-    zr, slopes = _activated(past.gates[0], inward[..., : 2 * n] + recurrent[..., : 2 * n])
+    inward, recurrent = projected(xp, past), recurring(past)
+    zr, slopes = activated(past.gates[0], inward[..., : 2 * n] + recurrent[..., : 2 * n])
     z, reset = zr[..., :n], zr[..., n:]
     inner = recurrent[..., 2 * n :]
-    candidate, steep = _activated(past.gates[1], inward[..., 2 * n :] + reset * inner)
+    candidate, steep = activated(past.gates[1], inward[..., 2 * n :] + reset * inner)
     _update_gate(past, z, slopes[..., :n], candidate, steep)
     slopes[..., n:] *= inner
     carry = past.dy_h
@@ -275,13 +251,13 @@ def _reset_after(xp: Any, past: Past) -> Flow:
 def _reset_before(xp: Any, past: Past) -> Flow:
     """h̃ = g(… + (r⊙h)·Rhᵀ + Rbh): the candidate's rows of R act on r⊙h."""
     n = past.before.shape[-1]
-    sent = _projected(xp, past)
-    zr, slopes = _activated(past.gates[0], sent[..., : 2 * n] + _recurring(past, slice(2 * n)))
+    sent = projected(xp, past)
+    zr, slopes = activated(past.gates[0], sent[..., : 2 * n] + recurring(past, slice(2 * n)))
     z, reset = zr[..., :n], zr[..., n:]
     kept = reset * past.before
     R_zr, R_h = past.r[: 2 * n], past.r[2 * n :]
     bias = past.rb if isinstance(past.rb, int) else past.rb[2 * n :]
-    candidate, steep = _activated(past.gates[1], sent[..., 2 * n :] + kept @ R_h.T + bias)
+    candidate, steep = activated(past.gates[1], sent[..., 2 * n :] + kept @ R_h.T + bias)
     _update_gate(past, z, slopes[..., :n], candidate, steep)
     slopes[..., n:] *= past.before
     carry = past.dy_h
@@ -298,99 +274,5 @@ def _reset_before(xp: Any, past: Past) -> Flow:
     return Flow(sent, sent, r, (carry,))
 
 
-@kernel(lstm_gradient)
-def _(
-    xp: Any,
-    out: Any,
-    x: Any,
-    w: Any,
-    r: Any,
-    y: Any,
-    b: Any = None,
-    lens: Any = None,
-    initial_h: Any = None,
-    initial_c: Any = None,
-    p: Any = None,
-    *flows: Any,
-    input_forget: bool,
-    **attrs: Any,
-) -> None:
-    dy, dy_h, dy_c = _padded(flows, 3)
-    dtype = dtypes.accumulator(x.dtype)
-
-    def cell(d: int, past: Past) -> Flow:
-        c, dc, peepholes = (None if s is None else s[d].astype(dtype) for s in (initial_c, dy_c, p))
-        empty = xp.zeros(past.before.shape[1:], dtype)
-        return _memory(xp, past, empty if c is None else c, empty if dc is None else dc, peepholes, input_forget)
-
-    _back(xp, out, (x, w, r, y, b, lens, initial_h, dy, dy_h), 3, cell, **attrs)
-
-
-def _memory(xp: Any, past: Past, c: Any, dc: Any, p: Any, input_forget: bool) -> Flow:
-    """An LSTM's cell. c: its initial state; dc: the gradient of the last one."""
-    n = past.before.shape[-1]
-    f_gate, f_cell, f_out = past.gates
-    raw = _projected(xp, past) + _recurring(past)
-    act, before, after = raw.copy(), xp.empty_like(past.before), xp.empty_like(past.before)
-    i, o, f, cell = (act[..., k * n : (k + 1) * n] for k in range(4))
-    f_cell(cell)
-    if p is None:
-        f_gate(act[..., : 3 * n])
-    for t in past.times:
-        before[t] = c
-        if p is not None:
-            for k, gate in ((0, i), (2, f)):
-                raw[t, :, k * n : (k + 1) * n] += p[k * n : (k + 1) * n] * c
-                gate[t] = raw[t, :, k * n : (k + 1) * n]
-                f_gate(gate[t])
-        if input_forget:
-            xp.subtract(1, i[t], out=f[t])
-        xp.multiply(f[t], c, out=after[t])
-        after[t] += i[t] * cell[t]
-        c = past.carried(xp, t, after[t], c)
-    if p is not None:
-        raw[..., n : 2 * n] += p[n : 2 * n] * after
-        o[...] = raw[..., n : 2 * n]
-        f_gate(o)
-    shown, bend = _activated(f_out, after)
-    bend *= o
-    factors = xp.concatenate([f_gate.slope(raw[..., : 3 * n], act[..., : 3 * n]), f_cell.slope(raw[..., 3 * n :], cell)], axis=-1)
-    factors[..., :n] *= cell - before if input_forget else cell
-    factors[..., n : 2 * n] *= shown
-    factors[..., 2 * n : 3 * n] *= 0 if input_forget else before
-    factors[..., 3 * n :] *= i
-    if past.on is not None:
-        factors *= past.on
-    sent, dh, dc = _back_through_cells(xp, past, factors, bend, f, p, dc)
-    dp = [(sent[..., k * n : (k + 1) * n] * state).sum(axis=(0, 1)) for k, state in enumerate((before, after, before))]
-    return Flow(sent, sent, None, (dh, dc, xp.concatenate(dp)))
-
-
-def _back_through_cells(
-    xp: Any, past: Past, factors: Any, bend: Any, forget: Any, p: Any, carry_c: Any
-) -> tuple[Any, Any, Any]:
-    """The gradients of what goes into the gates, and of the initial states.
-
-    factors: of ∂hₜ for the output gate, of ∂cₜ for the others. bend: ∂hₜ/∂cₜ.
-    """
-    n = past.before.shape[-1]
-    sent, carry_h = xp.empty_like(factors), past.dy_h
-    for t in past.times[::-1]:
-        dh, row = past.arriving(t, carry_h), sent[t]
-        dc = dh * bend[t]
-        dc += carry_c
-        xp.multiply(dh, factors[t, :, n : 2 * n], out=row[:, n : 2 * n])
-        if p is not None:
-            dc += row[:, n : 2 * n] * p[n : 2 * n]
-        for k in (0, 2, 3):
-            xp.multiply(dc, factors[t, :, k * n : (k + 1) * n], out=row[:, k * n : (k + 1) * n])
-        new = dc * forget[t]
-        if p is not None:
-            new += row[:, :n] * p[:n] + row[:, 2 * n : 3 * n] * p[2 * n :]
-        carry_c = past.carried(xp, t, new, carry_c)
-        carry_h = past.carried(xp, t, row @ past.r, carry_h)
-    return sent, carry_h, carry_c
-
-
-def _padded(operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def padded(operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return (*operands, *(None,) * (count - len(operands)))

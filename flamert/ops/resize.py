@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 from flamert import dtypes
+from flamert import graph as g
 from flamert.errors import ShapeError
-from flamert.graph import TensorType
+from flamert.graph import TensorType, Value
+from flamert.ops.elementwise import maximum
+from flamert.ops.logic import where
 from flamert.ops.op import kernel, op
+from flamert.ops.reduce import reduce_sum
 from flamert.ops.rules import axes_in, require
+from flamert.ops.shape import reshape
 
 
 @op
@@ -53,45 +58,48 @@ def _(xp: Any, out: Any, x: Any, *taps: Any, axes: tuple[int, ...]) -> None:
     out[...] = x
 
 
-def triangle(d: np.ndarray) -> np.ndarray:
+def triangle(d: Value) -> Value:
     """The kernel of linear interpolation: 1 − |d| within a distance of 1."""
-    return np.maximum(1 - abs(d), 0)
+    return maximum(1 - abs(d), 0)
 
 
-def cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
+def cubic(a: float) -> Callable[[Value], Value]:
     """The kernel of cubic convolution with slope `a` at distance 1. Source: Keys 1981."""
 
-    def weight(d: np.ndarray) -> np.ndarray:
+    def weight(d: Value) -> Value:
         d = abs(d)
         near = ((a + 2) * d - (a + 3)) * d * d + 1
         far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+        return where(d <= 1, near, where(d < 2, far, g.constant(np.zeros((), d.dtype))))
 
     return weight
 
 
 def taps_at(
-    at: np.ndarray,
+    at: Value,
+    places: np.ndarray,
     size: int,
-    shape: Callable[[np.ndarray], np.ndarray],
-    reach: int,
+    shape: Callable[[Value], Value],
+    reach: float,
     *,
-    shrink: float = 1.0,
+    shrink: Value | float = 1.0,
     exclude_outside: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Value]:
     """Index and weight [len(at), taps] that interpolate an axis of `size` elements at the coordinates `at`.
 
-    shape: weight by distance, zero beyond `reach`. shrink: below 1, the kernel is that much wider, against aliasing.
-    Elements outside are those at the border, or, with `exclude_outside`, do not count.
+    places: what `at` holds: it decides which elements count, and `at` with which weight, so that gradients can flow to it.
+    shape: weight by distance, zero beyond `reach`. shrink: other than 1, the kernel is that much wider, against aliasing, and
+    `reach` with it. Elements outside are those at the border, or, with `exclude_outside`, do not count.
     """
-    first = int(np.floor(-reach / shrink)) + 1
-    base = np.floor(at)[:, None]
-    index = base.astype(np.int64) + np.arange(first, 2 - first)
-    weight = shape((index - at[:, None]) * shrink)
+    first = int(np.floor(-reach)) + 1
+    index = np.floor(places).astype(np.int64)[:, None] + np.arange(first, 2 - first)
+    distance = g.constant(index, at.dtype) - reshape(at, shape=(len(places), 1))
+    widened = isinstance(shrink, Value) or shrink != 1
+    weight = shape(distance * shrink if widened else distance)
     if exclude_outside:
-        weight = np.where((index >= 0) & (index < size), weight, 0.0)
-    if exclude_outside or shrink < 1:
-        weight = weight / weight.sum(1, keepdims=True)
+        weight = where(g.constant((index >= 0) & (index < size)), weight, g.constant(np.zeros((), at.dtype)))
+    if exclude_outside or widened:
+        weight = weight / reduce_sum(weight, axes=(1,), keepdims=True)
     return np.clip(index, 0, size - 1), weight
 
 

@@ -88,7 +88,7 @@ def scatter_elements(
 
 @kernel(scatter_elements, bind=True)
 def _(site: Site, out: Any, x: Any, indices: Any, updates: Any, *, axis: int, reduction: str) -> Callable[[], Any]:
-    xp, size = site.xp, x.shape[axis]
+    xp, axis, size = site.xp, axis % x.ndim, x.shape[axis]
     start, strides = _start(site, out, x), _strides(x.shape)
     offsets = sum((g * s for g, s in zip(grid(xp, indices.shape, axis), strides, strict=True) if g is not None), 0)
 

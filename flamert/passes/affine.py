@@ -1,4 +1,4 @@
-"""Scales and shifts per channel that follow a convolution or matrix product go into its weights and bias (batch norm, above all)."""
+"""Scales and shifts per channel behind a convolution or matrix product (batch norm, above all) go into its weights."""
 
 from __future__ import annotations
 

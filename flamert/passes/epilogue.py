@@ -14,15 +14,16 @@ from flamert.rewrite import rebuild
 
 
 def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
-    """matmul → linear where `eligible` (a predicate on matmul nodes), then + bias, + residual, activation into the product.
+    """matmul → linear where that is `eligible` (a predicate on linear nodes), then + bias, + residual, activation into it.
 
     A product is extended only while nobody else reads it.
     """
     count = uses(graph)
 
     def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
-        if node.op is ops.matmul and eligible(node):
-            return (ops.linear(*inputs),)
+        if node.op is ops.matmul:
+            product = Node(ops.linear, inputs, ops.linear.defaults, node.types, node.source)
+            return product.outputs if eligible(product) else None
         if node.op is ops.add:
             for side in (0, 1):
                 if count[node.inputs[side]] == 1:  # type: ignore[index]
@@ -55,10 +56,15 @@ def _plus(x: Value, other: Value) -> Value | None:
     a, w, bias, residual = (*node.inputs, None, None)[:4]
     columns = x.shape[-1]
     if bias is None and residual is None and other.node.known and other.type.size == columns and other.shape[-1:] == (columns,):
-        return node.op(a, w, ops.reshape(other, shape=(columns,)), **node.attrs)
+        return _extended(node, (a, w, ops.reshape(other, shape=(columns,))))
     if residual is None and other.type == x.type:
-        return node.op(a, w, bias, other, **node.attrs)
+        return _extended(node, (a, w, bias, other))
     return None
+
+
+def _extended(node: Node, inputs: tuple[Value | None, ...], **attrs: Any) -> Value:
+    """The product with more operands, or with an activation; its type stays, so that no rule need find it again."""
+    return Node(node.op, inputs, {**node.attrs, **attrs}, node.types, node.source).outputs[0]
 
 
 def _bounded(op: str, x: Value, bound: Value) -> Value | None:
@@ -71,7 +77,7 @@ def _bounded(op: str, x: Value, bound: Value) -> Value | None:
     if node.attrs["activation"] not in ("", "clip") or not low <= number <= high:
         return None
     low, high = (number, high) if op == "maximum" else (low, number)
-    return node.op(*node.inputs, **{**node.attrs, "activation": "clip", "alpha": low, "beta": high})
+    return _extended(node, node.inputs, activation="clip", alpha=low, beta=high)
 
 
 _ACTIVATIONS: dict[str, Callable[[Node], dict[str, Any] | None]] = {
@@ -97,4 +103,4 @@ def _activated(node: Node, inputs: tuple[Value | None, ...]) -> Value | None:
     parameters = _ACTIVATIONS[node.op.name](node)
     if parameters is None:
         return None
-    return product.op(*product.inputs, **{**product.attrs, "activation": node.op.name, **parameters})
+    return _extended(product, product.inputs, activation=node.op.name, **parameters)

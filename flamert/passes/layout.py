@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from flamert import ops
-from flamert.graph import Graph, Node, Value
+from flamert.graph import Graph, Node, TensorType, Value
 from flamert.ops.fused import to_channels_first, to_channels_last
 from flamert.rewrite import with_inputs
 
@@ -14,12 +14,12 @@ Eligible = Callable[[Node], bool]
 
 
 def channels_last(graph: Graph, eligible: Eligible) -> Graph:
-    """Rewrite the convolutions that are `eligible`, and let the layout spread through ops that work on either.
+    """Rewrite the convolutions that are `eligible` (a predicate on conv_channels_last nodes), and let the layout spread through ops that work on either.
 
     Every Value that has been computed with channels last is known by that twin; its channels-first form is made only where
     somebody needs it.
     """
-    if not any(node.op is ops.conv and eligible(node) for node in graph.nodes):
+    if not any([node.op is ops.conv for node in graph.nodes]):
         return graph
     walk = _Walk(eligible)
     for node in graph.nodes:
@@ -84,18 +84,70 @@ class _Walk:
 
 
 ELEMENTWISE = frozenset(
-    "add sub mul div pow maximum minimum clip neg abs sqrt exp log erf tanh sigmoid relu leaky_relu prelu elu celu selu swish "
-    "hard_sigmoid hard_swish softplus softsign mish gelu gelu_tanh where less less_equal greater greater_equal equal not_equal "
-    "logical_and logical_or logical_not reciprocal floor ceil round sign cast".split()
+    {
+        "abs",
+        "add",
+        "cast",
+        "ceil",
+        "celu",
+        "clip",
+        "div",
+        "elu",
+        "equal",
+        "erf",
+        "exp",
+        "floor",
+        "gelu",
+        "gelu_tanh",
+        "greater",
+        "greater_equal",
+        "hard_sigmoid",
+        "hard_swish",
+        "leaky_relu",
+        "less",
+        "less_equal",
+        "log",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "maximum",
+        "minimum",
+        "mish",
+        "mul",
+        "neg",
+        "not_equal",
+        "pow",
+        "prelu",
+        "reciprocal",
+        "relu",
+        "round",
+        "selu",
+        "sigmoid",
+        "sign",
+        "softplus",
+        "softsign",
+        "sqrt",
+        "sub",
+        "swish",
+        "tanh",
+        "where",
+    }
 )
 
 
 def _conv(walk: _Walk, node: Node) -> Value | None:
-    if not walk.eligible(node):
-        return None
     x, w, b = (*node.inputs, None)[:3]
     assert x is not None and w is not None
-    return ops.conv_channels_last(walk.last(x), walk.first(w), None if b is None else walk.first(b), **node.attrs)
+    last = walk.twins.get(x) or to_channels_last(walk.first(x))
+    n, m, *spatial = node.types[0].shape
+    weights = (walk.first(w),) if b is None else (walk.first(w), walk.first(b))
+    attrs = {**ops.conv_channels_last.defaults, **node.attrs}
+    types = (TensorType((n, *spatial, m), node.types[0].dtype),)
+    new = Node(ops.conv_channels_last, (last, *weights), attrs, types, node.source)
+    if not walk.eligible(new):
+        return None
+    walk.twins[x] = last
+    return new.outputs[0]
 
 
 def _moved(axis: int, rank: int) -> int:

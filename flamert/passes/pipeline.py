@@ -8,15 +8,16 @@ from typing import Any
 
 from flamert.graph import Graph, Node
 from flamert.ops.cpu.pointwise import elementwise
-from flamert.ops.fused import conv_channels_last, linear, to_channels_last
 from flamert.passes.affine import fold_affine
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
 from flamert.passes.layout import channels_last
+from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.simplify import simplify
 from flamert.runtime.device import Device
+from flamert.runtime.plan import decompose
 
 Pass = Callable[[Graph], Graph]
 
@@ -26,14 +27,16 @@ def inference(device: Device, cache: dict[Any, Any]) -> tuple[Pass, ...]:
     folding = partial(fold, cache=cache)
     return (
         folding,
+        partial(decompose, backend=device.backend, hot=True),
         simplify,
         deduplicate,
+        partial(recognise, eligible=partial(_beats_its_parts, backend=device.backend)),
         fold_affine,
         folding,
-        partial(channels_last, eligible=partial(_has_channels_last_kernel, backend=device.backend)),
+        partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
         simplify,
-        partial(fuse_epilogues, eligible=partial(_has_linear_kernel, backend=device.backend)),
+        partial(fuse_epilogues, eligible=partial(_has_kernel, backend=device.backend)),
         partial(fuse_pointwise, eligible=elementwise if device.backend == "numpy" else _never),
         folding,
         deduplicate,
@@ -47,16 +50,19 @@ def prepare(graph: Graph, hot: bool, device: Device, cache: dict[Any, Any]) -> G
     return graph
 
 
-def _has_channels_last_kernel(node: Node, backend: str) -> bool:
-    """Whether this convolution has a kernel of its own with channels last (its body would only transpose to and fro)."""
-    x, w, b = (*node.inputs, None)[:3]
-    assert x is not None
-    trial = conv_channels_last.node((to_channels_last(x), w, b), node.attrs)
-    return conv_channels_last.kernel_for(trial, backend) is not None
+SLOW_REFERENCE = frozenset({"rotary_embedding"})
+"""Ops whose reference kernel takes longer than the ops they can be made of."""
 
 
-def _has_linear_kernel(node: Node, backend: str) -> bool:
-    return linear.kernel_for(linear.node(node.inputs, {}), backend) is not None
+def _beats_its_parts(node: Node, backend: str) -> bool:
+    """Whether an op is worth putting together: it has a kernel, and not just a slow one."""
+    kernel = node.op.kernel_for(node, backend, hot=True)
+    return kernel is not None and (kernel.backend is not None or node.op.name not in SLOW_REFERENCE)
+
+
+def _has_kernel(node: Node, backend: str) -> bool:
+    """Whether a composite has a kernel of its own; its body would undo what the pass is about to do."""
+    return node.op.kernel_for(node, backend) is not None
 
 
 def _never(node: Node) -> bool:

@@ -86,7 +86,8 @@ def _fused(root: Node, chain: Sequence[Node], new: dict[Value, Value]) -> Value:
         operands = tuple(number[v] for v in node.inputs if v is not None)
         program.append(Instruction(node.op.name, operands, tuple(node.attrs.items())))
         number[node.outputs[0]] = len(number)
-    return ops.pointwise(*[new[v] for v in outer], program=tuple(program))
+    # The root's type is known: finding it again through the chain's body would take longer than all of this.
+    return Node(ops.pointwise, tuple([new.get(v, v) for v in outer]), {"program": tuple(program)}, root.types).outputs[0]
 
 
 def _rebuild(graph: Graph, rule: Callable[..., Sequence[Value] | None], new: dict[Value, Value]) -> Graph:

@@ -103,7 +103,7 @@ class Cuda(Device):
     def __init__(self, index: int = 0) -> None:
         import cupy
 
-        import flamert.ops.cuda  # registers the kernels
+        import flamert.ops.cuda  # noqa: F401 (registers the kernels)
 
         self.xp = cupy
         self.index = index

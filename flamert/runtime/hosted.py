@@ -1,4 +1,4 @@
-"""What a GPU's array module cannot compute runs on the host: reference kernels between two copies. Correct, slow, and listed."""
+"""What a GPU's array module cannot compute runs on the host: reference kernels between two copies. Correct and slow."""
 
 from __future__ import annotations
 

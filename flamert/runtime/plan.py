@@ -20,6 +20,8 @@ from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.hosted import hosted, needs_host
 from flamert.runtime.memory import Lifetime, place
 
+LEAVES = (INPUT, CONSTANT)
+
 IDLE_ARENAS = 4
 """Arenas a plan keeps for later calls; more are made while more calls are in flight."""
 
@@ -97,7 +99,7 @@ class Plan:
         self._schedule()
         buffers = self._storages
         offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
-        self._offsets = {s: at for s, at in zip(buffers, offsets, strict=True)}
+        self._offsets = dict(zip(buffers, offsets, strict=True))
         self._idle: list[Bound] = [self._bind()]
 
     def __call__(self, *inputs: Any) -> list[Any]:
@@ -278,11 +280,12 @@ class Plan:
         passed = [v for v in self.graph.inputs if v not in self._state]
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
-        return Bound(memory, inputs, tuple(calls), tuple(steps), tuple([array(v.type, self._places[v]) for v in self.graph.outputs]))
+        outputs = tuple([array(v.type, self._places[v]) for v in self.graph.outputs])
+        return Bound(memory, inputs, tuple(calls), tuple(steps), outputs)
 
 
 def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:
-    """Neighbouring calls of a type that knows how to `chain` become one call; and which call each of the new ones begins with."""
+    """Neighbouring calls of a type that knows how to `chain` as one each; and which call each of the new ones begins with."""
     merged: list[Callable[[], Any]] = []
     starts: list[int] = []
     for kind, run in itertools.groupby(enumerate(calls), key=lambda item: type(item[1])):
@@ -330,14 +333,13 @@ def _last_reads(graph: Graph) -> dict[Value, int]:
 
 def decompose(graph: Graph, backend: str, hot: bool = False) -> Graph:
     """Write composites that this backend has no kernel for in the ops of their bodies, repeatedly."""
-    while True:
-        pending = {
-            node
-            for node in graph.nodes
-            if node.op not in (INPUT, CONSTANT)
-            and node.op.body is not None
-            and node.op.kernel_for(node, backend, hot=hot) is None
-        }
-        if not pending:
-            return graph
-        graph = rebuild(graph, lambda node, inputs: expand(node, inputs) if node in pending else None)
+
+    def lacks_kernel(node: Node) -> bool:
+        return node.op not in LEAVES and node.op.body is not None and node.op.kernel_for(node, backend, hot=hot) is None
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        return expand(node, inputs) if lacks_kernel(node) else None
+
+    while any(map(lacks_kernel, graph.nodes)):
+        graph = rebuild(graph, rule)
+    return graph

@@ -24,7 +24,7 @@ HOT_AFTER = 2
 class Slot(NamedTuple):
     """A run-time value by number: a tensor (`dtype` known) or an opaque Python object (`dtype` None)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of this name, which nobody calls on a Slot
     dtype: np.dtype | None
 
 

@@ -1,4 +1,4 @@
-"""A binding of cuBLASLt, as far as matrix products need it: row-major arrays, explicit workspace and stream, safe to capture."""
+"""A binding of cuBLASLt, as far as matrix products need it: row-major arrays, own workspace and stream, safe to capture."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _check(status: int, what: str) -> None:
 
 
 class Matrix(NamedTuple):
-    """How one operand lies: rows × columns as multiplied, the stride between rows (or, transposed, between columns), in elements."""
+    """How one operand lies: rows × columns as multiplied, and the stride between rows (transposed: columns) in elements."""
 
     rows: int
     columns: int
@@ -109,7 +109,8 @@ class Product:
         self._set("MatmulPreference", preference, _MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE_BYTES))
         found, count = _Heuristic(), ctypes.c_int()
         status = self._lib.cublasLtMatmulAlgoGetHeuristic(
-            _handle(self._device), self._desc, self._a, self._b, self._d, self._d, preference, 1, ctypes.byref(found), ctypes.byref(count)
+            *(_handle(self._device), self._desc, self._a, self._b, self._d, self._d, preference),
+            *(1, ctypes.byref(found), ctypes.byref(count)),
         )
         self._lib.cublasLtMatmulPreferenceDestroy(preference)
         _check(status or (0 if count.value else 15), "heuristic")

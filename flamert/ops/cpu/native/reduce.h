@@ -8,6 +8,11 @@ static inline float lesser(float a, float b) { return a < b || a != a ? a : b; }
 #define LANES 32 /* independent partial results, so that additions need not wait for each other and errors stay small */
 
 static inline float row_sum(const float *x, int64_t n) {
+    if (n < LANES) { /* short rows: lanes would cost more to set up than they save */
+        float sum = 0;
+        for (int64_t k = 0; k < n; k++) sum += x[k];
+        return sum;
+    }
     double total = 0;
     for (int64_t start = 0; start < n; start += 8192) { /* partial sums in float over short stretches only */
         int64_t m = n - start < 8192 ? n - start : 8192, k = 0;
@@ -23,6 +28,11 @@ static inline float row_sum(const float *x, int64_t n) {
 }
 
 static inline float row_extremum(const float *x, int64_t n, int kind) {
+    if (n < LANES) {
+        float best = x[0];
+        for (int64_t k = 1; k < n; k++) best = kind == RED_MAX ? greater(best, x[k]) : lesser(best, x[k]);
+        return best;
+    }
     float lane[LANES];
     for (int j = 0; j < LANES; j++) lane[j] = x[j < n ? j : 0];
     int64_t k = 0;
