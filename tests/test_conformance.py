@@ -91,9 +91,10 @@ def check(name, device):
     prepared = onnx_backend.prepare(model, device)
     for inputs, expected in sets:
         compare(expected, prepared.run(inputs), case)
-        for _ in range(HOT_AFTER):
-            hot = prepared.run(inputs)
-        compare(expected, hot, case)
+        if "training_dropout" not in name:  # whose draws are expected of the first call alone
+            for _ in range(HOT_AFTER):
+                hot = prepared.run(inputs)
+            compare(expected, hot, case)
 
 
 def compare(expected, found, case):

@@ -13,7 +13,7 @@ FILES = sorted(p for p in (ROOT / "flamert").rglob("*.py"))
 LOWEST = {"about", "dtypes", "errors", "files", "limits", "graph"}
 OPS = LOWEST | {"rewrite", "ops"}
 RUNTIME = OPS | {"runtime"}
-MODEL = RUNTIME | {"grad", "passes", "optim", "feeds", "model", "profile", "summary"}
+MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "model", "profile", "summary"}
 # `importers` sees `exporters` because a model's origin is what saves it.
 ALLOWED = {
     **dict.fromkeys(LOWEST, LOWEST),
@@ -24,6 +24,7 @@ ALLOWED = {
     "passes": RUNTIME | {"passes", "grad"},
     "optim": OPS | {"grad", "optim"},
     "feeds": RUNTIME | {"feeds"},
+    "differentiate": MODEL,
     "model": MODEL,
     "profile": MODEL,
     "summary": MODEL,
@@ -37,7 +38,7 @@ FOREIGN = {
     "onnx": ("importers", "exporters", "onnx_backend"),
     "onnx_ir": ("importers", "exporters", "onnx_backend"),
     "cupy": ("runtime", "ops.cuda"),
-    "cupyx": ("runtime", "ops.cuda", "ops.functions"),
+    "cupyx": ("runtime", "ops.cuda"),
     "torch": (),
     "onnxruntime": ("cli",),
     "typer": ("cli",),
