@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from flamert import dtypes, ops
@@ -57,14 +58,19 @@ def _(dy: Any, y: Any, a: Any, b: Any) -> Any:
 @widened
 def _(dy: Any, y: Any, a: Any, b: Any) -> Any:
     """da = dy, db = −dy · ⌊a/b⌋"""
-    return dy, -dy * ops.floor(a / b)
+    return dy, -dy * _where_finite(ops.floor(a / b))
 
 
 @gradient(ops.fmod)
 @widened
 def _(dy: Any, y: Any, a: Any, b: Any) -> Any:
     """da = dy, db = −dy · trunc(a/b)"""
-    return dy, -dy * ops.trunc(a / b)
+    return dy, -dy * _where_finite(ops.trunc(a / b))
+
+
+def _where_finite(quotient: Value) -> Value:
+    """The quotient, or 0 where a = ±∞ or b = 0, so that there is no remainder to differentiate."""
+    return ops.where(abs(quotient) < math.inf, quotient, 0)
 
 
 @gradient(ops.pow)

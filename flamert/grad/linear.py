@@ -26,9 +26,8 @@ def _(dy: Any, y: Any, a: Any, b: Any) -> Any:
     da = ops.matmul(dy, turned(columns))
     if all(d == 1 for d in columns.shape[:-2]) and rows.shape[:-2] == batch:
         # One matrix for the whole batch: one product over all rows instead of one for each, to be summed.
-        db = ops.matmul(turned(_stacked(rows)), _stacked(dy))
-    else:
-        db = ops.matmul(turned(rows), dy)
+        return da, ops.reshape(ops.matmul(turned(_stacked(rows)), _stacked(dy)), shape=b.shape)
+    db = ops.matmul(turned(rows), dy)
     return da, db if b.rank > 1 else ops.reshape(db, shape=db.shape[:-1])
 
 

@@ -59,15 +59,17 @@ def _of_add(dy: Value, y: Value, x: Value, updates: Value, scatter: Scatter, gat
 
 
 def _of_mul(dy: Value, y: Value, x: Value, updates: Value, scatter: Scatter, gather: Gather) -> Sequence[Value]:
-    """dx = dy · Π updates; dupdates = dy · x · Π of the others, which is 0 where another is 0, else the product without zeros / own.
+    """dx = dy · Π updates; dupdates = dy · x · Π of the other updates there: the product without zeros / own, and 0 where others are 0.
 
-    Exact in first order; of what is zero itself, the second derivatives along other zeros are left out.
+    A single other zero enters as itself, so that second derivatives are exact too; those of third order leave out pairs of zeros.
     """
     zero = ops.equal(updates, 0)
-    own = ops.where(zero, 1, updates)
-    zeros = ops.cast(zero, to=updates.dtype)
-    count = gather(scatter(zeros_like(x), zeros, "add"))
-    others = ops.where(ops.equal(count, zeros), gather(scatter(x, own, "mul")) / own, 0)
+    own, zeros, nothing = ops.where(zero, 1, updates), ops.cast(zero, to=updates.dtype), zeros_like(x)
+    vanishing = ops.where(zero, updates, 0)
+    count = gather(scatter(nothing, zeros, "add")) - zeros
+    other_zero = gather(scatter(nothing, vanishing, "add")) - vanishing
+    others = ops.where(ops.equal(count, 0), 1, ops.where(ops.equal(count, 1), other_zero, 0))
+    others = others * (gather(scatter(x, own, "mul")) / own)
     return dy * scatter(filled(1, x.shape, x.dtype), updates, "mul"), gather(dy) * others
 
 

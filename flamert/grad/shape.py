@@ -78,4 +78,3 @@ def _(dy: Any, y: Any, x: Any, value: Any = None, *, pads: Any) -> Any:
         return inner
     first, *others = [ops.reduce_sum(s, axes=tuple(range(s.rank))) for s in slabs]
     return inner, ops.reshape(sum(others, first), shape=value.shape)
-

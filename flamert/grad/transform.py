@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
+from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from flamert import dtypes
@@ -112,15 +110,24 @@ def _contributions(node: Node, received: Sequence[Value | None], wrt: set[Value]
 
 
 def _through_body(node: Node, received: Sequence[Value | None]) -> list[Value | None]:
-    """A composite's gradient is that of the ops it is written in, taken over stand-ins for its operands and put back."""
-    stand_ins = tuple([None if v is None else g.input(v.type) for v in node.inputs])
+    """A composite's gradient is that of the ops it is written in."""
+    return through(lambda *operands: expand(node, operands), node.inputs, received)
+
+
+def through(
+    function: Callable[..., Sequence[Value | None]], inputs: Sequence[Value | None], received: Sequence[Value | None]
+) -> list[Value | None]:
+    """What flows to each of `inputs` through results that `function` makes of them and that received these cotangents.
+
+    Taken over stand-ins for the inputs and put back, so that what the inputs depend on plays no part.
+    """
+    stand_ins = tuple([None if v is None else g.input(v.type) for v in inputs])
     seeds = [None if r is None else g.input(r.type) for r in received]
-    outputs = expand(node, stand_ins)
+    given = [(o, s) for o, s in zip(function(*stand_ins), seeds, strict=True) if s is not None and o is not None]
     wanted = [v for v in stand_ins if v is not None]
-    given = [(o, s) for o, s in zip(outputs, seeds, strict=True) if s is not None]
     flows = grad([o for o, _ in given], wanted, [s for _, s in given])
-    inner = g.Graph([*wanted, *[s for _, s in given]], [f for f in flows if f is not None])
-    values = iter(inline(inner, [*[v for v in node.inputs if v is not None], *[r for r in received if r is not None]]))
+    inner = g.Graph([*wanted, *[s for s in seeds if s is not None]], [f for f in flows if f is not None])
+    values = iter(inline(inner, [*[v for v in inputs if v is not None], *[r for r in received if r is not None]]))
     found = iter([None if f is None else next(values) for f in flows])
     return [None if v is None else next(found) for v in stand_ins]
 

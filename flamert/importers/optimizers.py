@@ -36,9 +36,9 @@ def _(
     norm_coefficient: float = 0.0,
     norm_coefficient_post: float = 0.0,
 ) -> list[Value]:
-    t = cast(count, to=rate.dtype)
+    # Without a step taken there is no bias to correct; counting one nevertheless keeps the other branch finite.
+    t = cast(ops.maximum(count, 1), to=rate.dtype)
     corrected = rate * ops.sqrt(1 - ops.pow(beta, t)) / (1 - ops.pow(alpha, t))
-    # Without a step taken there is no bias to correct.
     rate = ops.where(ops.greater(count, 0), corrected, rate)
 
     def step(x: Value, g: Value, v: Value, h: Value) -> tuple[Value, Value, Value]:

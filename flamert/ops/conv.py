@@ -130,7 +130,7 @@ def _(xp: Any, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads: An
     for n in range(0, x.shape[0], step):
         seen = windows(xp, padded(xp, x[n : n + step], pads, 0, wide), kernel, counts, strides, dilations)
         columns = seen.reshape(seen.shape[0], group, depth, points)
-        upstream = dy[n : n + step].astype(wide, copy=False).reshape(seen.shape[0], group, -1, points)
+        upstream = dy[n : n + step].astype(wide, copy=False).reshape(seen.shape[0], group, dy.shape[1] // group, points)
         sums += xp.matmul(upstream, columns.transpose(0, 1, 3, 2)).sum(0)
     out[...] = sums.reshape(out.shape)
 

@@ -214,7 +214,9 @@ class Derived:
     def of(array: Any, kind: Any, make: Callable[[], Any], cache: dict, held: dict[Any, Derived]) -> Any:
         """`make()`, done once per kind and array for all who share the cache; `held` is the caller's hold on it."""
         key = (kind, id(array))
-        shared = cache.setdefault(Derived, weakref.WeakValueDictionary())
+        shared = cache.get(Derived)
+        if shared is None:
+            shared = cache.setdefault(Derived, weakref.WeakValueDictionary())
         found = shared.get(key)
         if found is None:
             found = shared[key] = Derived(array, make())

@@ -1,6 +1,7 @@
 """Rows for ops/conv.py."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -72,6 +73,13 @@ def col2im(x, *, image, block, strides, pads, dilations):
     return y.reshape(x.shape[0], -1, *image)
 
 
+def im2col(x, *, block, **attrs):
+    """A convolution whose weights pick one element of the block each."""
+    picks = np.eye(int(np.prod(block)), dtype=x.dtype).reshape(-1, 1, *block)
+    seen = [conv(x[:, c : c + 1], picks, **attrs) for c in range(x.shape[1])]
+    return np.concatenate([y.reshape(*y.shape[:2], math.prod(y.shape[2:])) for y in seen], 1)
+
+
 def geometry(strides, pads, dilations, group=1):
     return {"strides": strides, "pads": pads, "dilations": dilations, "group": group}
 
@@ -120,6 +128,7 @@ CASES = [
             ((1, 4, 6), (1, 4, 4), (2,), ((1,), (0, 0), (2,), 2)),
             ((2, 2, 4, 4), (2, 2, 4, 4), (3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 2)),
             ((0, 2, 4, 4), (0, 2, 4, 4), (3, 3), ((1, 1), (1, 1, 1, 1), (1, 1))),
+            ((2, 3, 0, 5), (2, 2, 0, 3), (1, 3), ((1, 1), (0, 0, 0, 0), (1, 1))),
         )
     ],
     transpose_case((2, 3, 4, 3), (3, 2, 3, 3), True, (2, 2), (1, 0, 1, 1), (1, 1), extra=(1, 0), types=FLOATS),
@@ -147,4 +156,12 @@ CASES = [
         {"image": (9,), "block": (3,), "strides": (1,), "pads": (0, 0), "dilations": (1,)},
         col2im,
     ),
+    *[
+        Case("im2col", [f32(*shape)], {"block": block, "strides": s, "pads": p, "dilations": d}, im2col, FLOATS)
+        for shape, block, s, p, d in (
+            ((2, 3, 5, 6), (2, 3), (1, 2), (1, 0, 0, 1), (2, 1)),
+            ((1, 2, 9), (3,), (4,), (0, 0), (1,)),
+            ((0, 2, 4, 4), (2, 2), (1, 1), (0,) * 4, (1, 1)),
+        )
+    ],
 ]

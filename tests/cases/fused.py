@@ -87,6 +87,8 @@ def average_pool(x, *, kernel, strides, pads, dilations, counted):
 
 PARAMETERS = {"clip": (-0.5, 0.75), "leaky_relu": (0.1, 0.0), "hard_sigmoid": (0.3, 0.4)}
 
+JUMPS = ("floor", "ceil", "round")
+
 CASES = [
     *[
         Case("linear", [f32(m, k), f32(k, n), f32(n)], {}, linear, tolerance=(2e-5, 2e-5), constants=(1,))
@@ -182,7 +184,8 @@ CASES = [
         ),
     ),
     *[
-        Case("pointwise", [f32(2050, low=0.1, high=3.0)], chain((name, (0,))), function, name=name)
+        # Of so many elements, some lie where roundings jump.
+        Case("pointwise", [f32(2050, low=0.1, high=3.0)], chain((name, (0,))), function, name=name, gradient=name not in JUMPS)
         for name, function in {
             "exp": lambda x, program: np.exp(x),
             "log": lambda x, program: np.log(x),

@@ -24,6 +24,18 @@ def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, trans_a=False, trans_b=False):
 
 BOTH = {"trans_a": True, "trans_b": True}
 
+
+def cofactors(x):
+    """By definition: signed minors."""
+    result = np.empty_like(x)
+    for at in np.ndindex(x.shape):
+        minor = np.delete(np.delete(x[at[:-2]], at[-2], 0), at[-1], 1)
+        result[at] = (-1) ** (at[-2] + at[-1]) * np.linalg.det(minor)
+    return result
+
+
+singular = np.array([[1, 2, 3], [2, 4, 6], [0, 1, 5]], np.float32)
+
 CASES = [
     *[Case("matmul", [f32(*a), f32(*b)], {}, np.matmul, FLOATS) for a, b in SHAPES],
     Case("gemm", [f32(3, 4), f32(4, 5), f32(5)], {}, gemm, FLOATS),
@@ -36,4 +48,8 @@ CASES = [
     ],
     Case("matmul", [np.array([[1, 2], [3, 2**31]], np.uint32), np.array([[4], [2]], np.uint32)], {}, np.array([[8], [12]])),
     *[Case("inverse", [f32(*s) + 5 * np.eye(3, dtype=np.float32)], {}, np.linalg.inv, FLOATS) for s in ((3, 3), (2, 3, 3))],
+    *[Case("cofactors", [f32(*s) + 3 * np.eye(3, dtype=np.float32)], {}, cofactors, FLOATS) for s in ((3, 3), (2, 3, 3))],
+    Case("cofactors", [singular], {}, cofactors, tolerance=(1e-5, 1e-5), gradient=False, name="singular"),
+    Case("cofactors", [np.zeros((2, 2), np.float32)], {}, cofactors, gradient=False, name="zero"),
+    Case("cofactors", [np.full((2, 1, 1), 3, np.float32)], {}, np.ones((2, 1, 1))),
 ]

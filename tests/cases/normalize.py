@@ -75,7 +75,7 @@ large = np.array([[1e4, 1e4 + 2, -1e4], [-1e30, 0, 1]], np.float32)
 
 CASES = [
     *[Case("softmax", [f32(*s)], {"axis": a}, softmax, FLOATS) for s, a in AXES],
-    Case("softmax", [large], {}, softmax, name="large"),
+    Case("softmax", [large], {}, softmax, gradient=False, name="large"),
     Case("softmax", [np.array([-60000, 60000], np.float16)], {}, np.array([0, 1]), name="half range"),
     *[Case("log_softmax", [f32(*s)], {"axis": a}, lambda x, axis: np.log(softmax(x, axis)), FLOATS) for s, a in AXES],
     Case("log_softmax", [np.array([0, 200], np.float32)], {}, np.array([-200, 0]), name="underflow"),
@@ -83,7 +83,7 @@ CASES = [
     Case("layer_norm", [f32(2, 3, 4), f32(3, 4)], {"axis": 1, "epsilon": 0.1}, layer_norm, FLOATS),
     Case("layer_norm", [f32(2, 3, 4), None, f32(1)], {"axis": 0}, layer_norm, FLOATS),
     Case("layer_norm", [f32(0, 4), f32(4)], {}, lambda x, scale: x),
-    Case("layer_norm", [f32(2, 64) + 1000], {}, layer_norm, tolerance=(1e-3, 1e-3), name="far from zero"),
+    Case("layer_norm", [f32(2, 64) + 1000], {}, layer_norm, tolerance=(1e-3, 1e-3), gradient=False, name="far from zero"),
     Case("rms_norm", [f32(3, 8), f32(8)], {}, rms_norm, FLOATS),
     Case("rms_norm", [f32(2, 3, 4), f32(3, 4)], {"axis": -2, "epsilon": 0.1}, rms_norm, FLOATS),
     Case("rms_norm", [f32(2, 3, 4)], {"axis": 0}, rms_norm, FLOATS),
@@ -96,7 +96,12 @@ CASES = [
     Case("group_norm", [f32(2, 6), f32(6), f32(6)], {"groups": 2, "epsilon": 0.1}, group_norm, FLOATS),
     Case("group_norm", [f32(0, 6, 2), f32(6), f32(6)], {"groups": 2}, lambda x, *_, **__: x),
     Case("instance_norm", [f32(2, 3, 4, 5), f32(3), f32(3)], {}, group_norm, FLOATS),
-    *[Case("lp_normalize", [with_zeros], {"axis": a, "p": p}, lp_normalize, FLOATS) for a in (0, -1) for p in (1, 2)],
+    *[
+        Case("lp_normalize", [x], {"axis": a, "p": p}, lp_normalize, FLOATS, gradient=x is not with_zeros, name=name)
+        for x, name in ((f32(2, 3, 4), ""), (with_zeros, "zeros"))
+        for a in (0, -1)
+        for p in (1, 2)
+    ],
     *[Case("mean_variance_normalize", [f32(2, 3, 4, 5)], {"axes": a}, mean_variance, FLOATS) for a in ((0, 2, 3), (1,))],
     *[
         Case(

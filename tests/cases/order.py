@@ -41,6 +41,14 @@ def scan(run, start):
     return oracle
 
 
+def linear_scan(a, b, axis, reverse=False):
+    a, b = (np.moveaxis(v, axis, 0)[:: -1 if reverse else 1] for v in (a, b))
+    y = np.zeros_like(b)
+    for i in range(len(b)):
+        y[i] = a[i] * (y[i - 1] if i else 0) + b[i]
+    return np.moveaxis(y[:: -1 if reverse else 1], 0, axis)
+
+
 SCANS = [{"axis": a, "exclusive": e, "reverse": r} for a in (0, 1) for e in (False, True) for r in (False, True)]
 
 CASES = [
@@ -51,14 +59,29 @@ CASES = [
         for keep, last in ((True, False), (False, True))
     ],
     Case("argmax", [ties], {"axis": 1}, np.array([0, 0, 1]), FLOATS, name="ties"),
-    Case("hardmax", [ties], {"axis": 1}, np.eye(4)[[0, 0, 1]], FLOATS),
+    Case("hardmax", [ties], {"axis": 1}, np.eye(4)[[0, 0, 1]], FLOATS, gradient=False, name="ties"),
+    Case("hardmax", [f32(3, 4)], {"axis": 0}, lambda x, axis: np.eye(3)[:, x.argmax(axis)]),
     Case("hardmax", [f32(0, 3)], {"axis": 0}, lambda x, axis: x),
-    *[Case("top_k", [ties], {"k": 3, "largest": big}, top_k, FLOATS) for big in (True, False)],
-    *[Case("top_k", [ties], {"k": 2, "axis": 0, "largest": big}, top_k) for big in (True, False)],
+    *[
+        Case("top_k", [x], {"k": k, "axis": axis, "largest": big}, top_k, FLOATS, gradient=x is not ties, name=name)
+        for x, name in ((ties, "ties"), (f32(3, 4), ""))
+        for k, axis in ((3, 1), (2, 0), (1, -1))
+        for big in (True, False)
+    ],
     *[Case("top_k", [x], {"k": 2, "largest": big}, top_k, name=f"{x.dtype}") for x in (ints, bytes_) for big in (True, False)],
     Case("top_k", [f32(2, 3)], {"k": 0}, top_k),
     *[Case("cumsum", [f32(3, 4)], attrs, scan(np.cumsum, 0), FLOATS) for attrs in SCANS],
     *[Case("cumprod", [f32(3, 4)], attrs, scan(np.cumprod, 1), FLOATS) for attrs in SCANS],
+    *[
+        Case("cumprod", [np.array([[2, 0, 3, 0, 5]], np.float32)], {**a, "axis": 1}, scan(np.cumprod, 1), name="zeros")
+        for a in SCANS[:4]
+    ],
     Case("cumsum", [ints], {"axis": 1}, np.array([[-128, -1, 127], [5, 10, 16]], np.int8), name="wraps"),
     Case("cumsum", [f32(2, 0)], {"axis": 1, "exclusive": True}, lambda x, **_: x),
+    *[
+        Case("linear_scan", [f32(3, n), f32(3, n)], {"axis": a, "reverse": r}, linear_scan, FLOATS)
+        for n, a in ((7, 1), (4, 0), (8, 1))
+        for r in (False, True)
+    ],
+    Case("linear_scan", [f32(2, 0), f32(2, 0)], {"axis": 1}, linear_scan),
 ]

@@ -130,6 +130,7 @@ CASES = [
         windows((2, 2), (2, 2)),
         max_pool_with_indices,
         name="ties",
+        gradient=False,  # the first of equals takes all, differences depend on the direction
     ),
     Case("max_pool_with_indices", [f32(0, 2, 4, 4)], windows((2, 2), (2, 2)), (np.zeros((0, 2, 2, 2)), np.zeros((0, 2, 2, 2)))),
     Case(

@@ -114,7 +114,24 @@ CASES = [
         {"to": dtypes.int8},
         lambda x, f, zero, to: np.clip(np.round(x * f.astype(np.float32)) + zero, -128, 127).astype(to),
     ),
-    *[Case("dynamic_quantize", [x], {}, dynamic) for x in (X, np.abs(X), -np.abs(X), np.zeros((2, 2), np.float32))],
+    *[
+        Case(
+            "to_code",
+            [X, np.array(3).astype(t)],
+            {"to": t},
+            lambda y, zero, to, saturate=True: quantized(y, 1, np.asarray(zero), to=to),
+            name=f"{t}",
+        )
+        for t in (dtypes.uint8, dtypes.int16, dtypes.int4, dtypes.float8_e4m3fn)
+    ],
+    Case("from_code", [ints(np.uint8, 3, 4), ints(np.uint8, 4)], {"to": dtypes.float32}, lambda x, z, to: x.astype(to) - z),
+    Case("from_code", [np.int32([2**31 - 1]), np.int32([2**31 - 3])], {"to": dtypes.float32}, np.float32([2]), name="exact"),
+    Case("from_code", [np.float32([1.5, -2]).astype(dtypes.float8_e5m2)], {"to": dtypes.float64}, np.float64([1.5, -2])),
+    Case("whole", [np.float64([-3, 2**31 - 1])], {"wraps": False}, np.int32([-3, 2**31 - 1])),
+    Case("whole", [np.float64([2**31, -(2**31) - 1])], {"wraps": True}, np.int32([-(2**31), 2**31 - 1])),
+    *[Case("dynamic_quantize", [x], {}, dynamic) for x in (X, np.abs(X), -np.abs(X))],
+    # The scale jumps to 1 where all is 0.
+    Case("dynamic_quantize", [np.zeros((2, 2), np.float32)], {}, dynamic, gradient=False),
     *[
         Case("matmul_integer", [ints(a, 2, 3, 4), ints(b, 4, 5)], {}, integer_product)
         for a in (np.int8, np.uint8)

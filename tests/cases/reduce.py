@@ -50,7 +50,7 @@ big_sums = np.array([1e4 + math.log(2), -1e4 + math.log(2), -np.inf, np.inf])
 
 CASES = [
     *[Case("reduce_log_sum_exp", [f32(*s)], {"axes": a}, log_sum_exp, FLOATS) for s, a in AXES],
-    Case("reduce_log_sum_exp", [big], {"axes": (1,)}, big_sums, name="large"),
+    Case("reduce_log_sum_exp", [big], {"axes": (1,)}, big_sums, gradient=False, name="large"),
     Case("reduce_log_sum_exp", [x], {"axes": (2, 0), "keepdims": True}, log_sum_exp),
     *[Case("reduce_log_sum", [f32(*s, low=0.1)], {"axes": a}, log_sum, FLOATS) for s, a in AXES],
     *[Case("reduce_sum_square", [f32(*s)], {"axes": a}, over(square_sum), FLOATS) for s, a in AXES],
@@ -63,6 +63,7 @@ CASES = [
     Case("moments", [f32(2, 3).astype(np.float16)], {"axes": (1,)}, moments, name="float16"),
     *[Case("reduce_sum", [f32(*s)], {"axes": a}, over(np.sum), FLOATS) for s, a in AXES],
     *[Case("reduce_prod", [f32(*s)], {"axes": a}, over(np.prod), FLOATS) for s, a in AXES],
+    Case("reduce_prod", [np.array([[1, 0, 3], [0, 2, 0]], np.float32)], {"axes": (1,)}, over(np.prod), name="zeros"),
     *[Case("reduce_mean", [f32(*s)], {"axes": a}, mean, FLOATS) for s, a in AXES],
     *[Case("reduce_max", [f32(*s)], {"axes": a}, over(np.max, initial=-np.inf), FLOATS) for s, a in AXES],
     *[Case("reduce_min", [f32(*s)], {"axes": a}, over(np.min, initial=np.inf), FLOATS) for s, a in AXES],
@@ -82,6 +83,6 @@ CASES = [
     ],
     Case("reduce_max", [ints > 0], {"axes": (1,)}, over(np.any), name="bool"),
     Case("reduce_min", [ints > 0], {"axes": (0,)}, over(np.all), name="bool"),
-    Case("reduce_max", [with_nan], {"axes": (1,)}, np.array([np.nan, 3]), FLOATS, name="nan"),
+    Case("reduce_max", [with_nan], {"axes": (1,)}, np.array([np.nan, 3]), FLOATS, gradient=False, name="nan"),
     Case("reduce_sum", [tenths], {"axes": (0,)}, over(np.sum), FLOATS, name="long", tolerance=(4e-3, 0)),
 ]

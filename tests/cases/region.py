@@ -1,5 +1,6 @@
 """Rows for ops/region.py."""
 
+import itertools
 import math
 
 import numpy as np
@@ -27,6 +28,12 @@ def max_roi_pool(x, rois, size, scale=1.0):
                 if len(rows) and len(columns):
                     y[r, :, i, j] = x[int(image)][:, list(rows)][:, :, list(columns)].max((1, 2))
     return y
+
+
+def max_roi_places(x, rois, size, scale=1.0):
+    """x has no element twice, so that each maximum is found by its value; cells outside x give 0, which x does not have."""
+    y = max_roi_pool(x, rois, size, scale)
+    return np.where(y == 0, -1, (x.ravel() == y[..., None]).argmax(-1))
 
 
 def neighbours(plane, y, x):
@@ -63,20 +70,80 @@ def roi_align(x, rois, images, size, scale=1.0, samples=0, half_pixel=True, mode
     return y
 
 
-def roi_align_gradient(dy, x, rois, images, mode, **grid):
-    """Central differences, exact where the result is linear in x."""
-    dx = np.zeros(x.shape)
-    for i in np.ndindex(x.shape):
-        step = np.zeros(x.shape)
-        step[i] = 1e-6
-        ends = [roi_align(x + s, rois, images, dy.shape[2:], mode=mode, **grid) for s in (step, -step)]
-        dx[i] = ((ends[0] - ends[1]) / 2e-6 * dy).sum()
+def roi_align_gradient(dy, rois, images, shape, **grid):
+    """dx[i] is what averaging a lone 1 at i yields, times dy."""
+    dx = np.zeros(shape)
+    for n, i, j in np.ndindex(shape[0], *shape[2:]):
+        lone = np.zeros((shape[0], 1, *shape[2:]))
+        lone[n, 0, i, j] = 1
+        dx[n, :, i, j] = (roi_align(lone, rois, images, dy.shape[2:], **grid) * dy).sum((0, 2, 3))
     return dx
 
 
+def slopes(function, rois, along, step=1e-6):
+    """Central differences as the start and the end of every region move along one axis."""
+    moves = [np.eye(4)[along + end] * step for end in (0, 2)]
+    return np.stack([(function(rois + m) - function(rois - m)) / (2 * step) for m in moves])
+
+
+def region_weights(rois, axis, cells, limit, **grid):
+    """What `roi_align` makes of lone ones in a line, sampled with weight 1 across."""
+    line = np.eye(limit).reshape(limit, 1, *((1, limit) if axis == 0 else (limit, 1)))
+    size = (1, cells) if axis == 0 else (cells, 1)
+
+    def weights(rois):
+        flat = np.where([a % 2 == axis for a in range(4)], rois, [0, 0, 1, 1])
+        each = [roi_align(line, flat, np.full(len(rois), i), size, **grid).reshape(len(rois), cells) for i in range(limit)]
+        return np.stack(each, -1)
+
+    return weights(rois), slopes(weights, rois, axis)
+
+
+def neighbour(roi, axis, cells, cell, count, sample, upper, limit, scale, half_pixel):
+    """Index and weight of the lower or upper neighbour of one sampled place along one axis."""
+    length = (roi[axis + 2] - roi[axis]) * scale if half_pixel else max((roi[axis + 2] - roi[axis]) * scale, 1)
+    at = roi[axis] * scale - 0.5 * half_pixel + (cell + (sample + 0.5) / count) * length / cells
+    inside, at = -1 <= at <= limit, min(max(at, 0), limit - 1)
+    low = int(at)
+    return (min(low + 1, limit - 1), (at - low) * inside) if upper else (low, (1 - at + low) * inside)
+
+
+def region_peaks(x, rois, images, size, scale=1.0, samples=0, half_pixel=True):
+    shape = (len(rois), x.shape[1], *size)
+    found, weights, slopes = np.zeros(shape, np.int64), np.zeros((2, *shape)), np.zeros((2, 2, *shape))
+    for r, c, *cell in np.ndindex(shape):
+        lengths = [(rois[r, a + 2] - rois[r, a]) * scale for a in (0, 1)]
+        lengths = lengths if half_pixel else [max(l, 1) for l in lengths]
+        count = [samples or math.ceil(l / n) for l, n in zip(lengths, size[::-1], strict=True)]
+        best = -np.inf
+        for uppers, ats in itertools.product(np.ndindex(2, 2), np.ndindex(*count[::-1])):
+            choices = zip((0, 1), size[::-1], cell[::-1], count, ats[::-1], uppers[::-1], x.shape[:1:-1], strict=True)
+            sides = [lambda roi, c=c: neighbour(roi, *c, scale, half_pixel) for c in choices]
+            (j, u), (i, v) = (side(rois[r]) for side in sides)
+            if u * v * x[images[r], c, i, j] > best:
+                best = u * v * x[images[r], c, i, j]
+                at = (slice(None), r, c, *cell)
+                found[at[1:]] = np.ravel_multi_index((images[r], c, i, j), x.shape)
+                weights[at] = u, v
+                for (a, side), end in itertools.product(enumerate(sides), (0, 1)):
+                    step = np.eye(4)[a + 2 * end] * 1e-6
+                    slopes[(a, end, *at[1:])] = (side(rois[r] + step)[1] - side(rois[r] - step)[1]) / 2e-6
+    return found, weights, slopes
+
+
 x = f32(2, 3, 8, 9)
-boxes = np.array([[0, 0, 0, 8, 7], [1, 2, 3, 5, 4], [0, 6, 5, 12, 11], [1, -3, -2, 2, 1], [0, 20, 20, 25, 25]], np.float32)
-regions = np.array([[0, 0, 8, 7], [1.5, 2.25, 6.5, 5.75], [6, 5, 12, 11], [-3, -2, 2, 1], [4, 4, 4.25, 4.5]], np.float32)
+# A quarter more than whole numbers, image too: far from where the rounding changes.
+boxes = [[0, 0, 0, 8, 7], [1, 2, 3, 5, 4], [0, 6, 5, 12, 11], [1, -3, -2, 2, 1], [0, 20, 20, 25, 25]]
+boxes = np.array(boxes, np.float32) + np.float32(0.25)
+# Nothing round: where a place coincides with an element, or a length is whole, the slope jumps.
+regions = [
+    [0.1, 0.2, 8.3, 7.15],
+    [1.5, 2.25, 6.53, 5.78],
+    [6.1, 5.05, 12.3, 11.17],
+    [-3.1, -2.07, 2.3, 1.13],
+    [4.07, 4.1, 4.25, 4.5],
+]
+regions = np.array(regions, np.float32)
 images = np.array([0, 1, 1, 0, 1])
 SETTINGS = [
     {"size": (3, 2), "samples": 2},
@@ -90,6 +157,10 @@ CASES = [
     Case("max_roi_pool", [x, boxes], {"size": (3, 3), "scale": 0.5}, max_roi_pool, FLOATS),
     Case("max_roi_pool", [x, boxes[:0]], {"size": (2, 2)}, np.zeros((0, 3, 2, 2))),
     *[
+        Case("max_roi_places", [x, boxes], attrs, max_roi_places)
+        for attrs in ({"size": (2, 3)}, {"size": (3, 3), "scale": 0.5})
+    ],
+    *[
         Case("roi_align", [x, regions, images], {**s, "mode": mode}, roi_align, FLOATS, name=f"{mode}-{i}")
         for i, s in enumerate(SETTINGS)
         for mode in ("avg", "max")
@@ -97,18 +168,25 @@ CASES = [
     *[
         Case(
             "roi_align_gradient",
-            [f32(5, 1, *s.pop("size")), x[:, :1, ::2, ::2], regions, images],
-            {**s, "mode": mode},
+            [f32(5, 1, *s.pop("size")), regions, images],
+            {**s, "shape": (2, 1, 4, 5)},
             roi_align_gradient,
             (dtypes.float32,),
             (1e-4, 1e-4),
         )
-        for s, mode in (
-            (dict(SETTINGS[0]), "avg"),
-            (dict(SETTINGS[0]), "max"),
-            (dict(SETTINGS[1]), "avg"),
-            (dict(SETTINGS[2]), "max"),
-        )
+        for s in map(dict, SETTINGS)
     ],
+    *[
+        Case(
+            "region_weights",
+            [regions],
+            {"axis": axis, "cells": s["size"][1 - axis], "limit": 9 - axis, **{k: v for k, v in s.items() if k != "size"}},
+            region_weights,
+            tolerance=(1e-4, 1e-4),
+        )
+        for s in SETTINGS
+        for axis in (0, 1)
+    ],
+    *[Case("region_peaks", [x, regions, images], s, region_peaks, tolerance=(1e-4, 1e-4)) for s in SETTINGS],
     Case("roi_align", [x, regions[:0], images[:0]], {"size": (2, 2)}, np.zeros((0, 3, 2, 2))),
 ]

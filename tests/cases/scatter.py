@@ -57,13 +57,14 @@ CASES = [
     Case("scatter_elements", [x, some.astype(np.int32), values[:, :1]], {"axis": 2}, elements),
     *[
         Case("scatter_elements", [x, again, values], {"axis": 1, "reduction": how}, elements, FLOATS)
-        for how in ("add", "mul", "min", "max")
+        for how in ("none", "add", "mul", "min", "max")
     ],
+    Case("scatter_elements", [x, again, values * (values > 0)], {"axis": 1, "reduction": "mul"}, elements, name="zeros"),
     Case("scatter_elements", [ints, np.array([[1, 1]]), np.array([[5, 6]])], {"axis": 1, "reduction": "add"}, elements),
     Case("scatter_elements", [x, np.zeros((2, 0, 4), np.int64), np.zeros((2, 0, 4), np.float32)], {"axis": 1}, elements),
     Case("scatter_nd", [x, pairs[0], rows[0]], {}, blocks, FLOATS),
     Case("scatter_nd", [x, np.array([[1]]), x[:1]], {}, blocks),
-    *[Case("scatter_nd", [x, pairs, rows], {"reduction": how}, blocks, FLOATS) for how in ("add", "mul", "min", "max")],
+    *[Case("scatter_nd", [x, pairs, rows], {"reduction": how}, blocks, FLOATS) for how in ("none", "add", "mul", "min", "max")],
     Case("scatter_nd", [ints, np.array([[1, 1], [-1, 1]]), np.array([5, 6])], {"reduction": "add"}, blocks),
     Case("tensor_scatter", [cache, update, np.array([3, 0])], {"axis": 1}, cached, FLOATS),
     Case("tensor_scatter", [cache, update, np.array([4, 9])], {"axis": 1, "circular": True}, cached),

@@ -143,18 +143,24 @@ CASES = [
         gradient=False,
         name="sets-and-splits",
     ),
+    # Halves tie; the other weights do not, so that extrema have derivatives.
     *[
-        Case("leaf_scores", [REACHED, TARGETS, WEIGHTS], {"n_targets": 4, "aggregate": how}, scores, FLOATS, name=how)
+        Case(
+            "leaf_scores", [REACHED, TARGETS, w], {"n_targets": 4, "aggregate": how}, scores, FLOATS, name=how, gradient=smooth
+        )
         for how in ("sum", "min", "max")
+        for w, smooth in ((WEIGHTS, how == "sum"), (rng.permutation(16).reshape(8, 2).astype(np.float32), True))
     ],
     Case("leaf_scores", [REACHED[:0], TARGETS, WEIGHTS], {"n_targets": 3}, scores, name="no-rows"),
     Case("leaf_scores", [REACHED[:, :0], TARGETS, WEIGHTS], {"n_targets": 3}, scores, name="no-trees"),
-    Case("tree_ensemble", [X, *TREES, TARGETS, WEIGHTS], {"depth": 2, "n_targets": 3}, ensemble, FLOATS),
+    # Where a feature is compared with a split, scores jump.
+    Case("tree_ensemble", [X, *TREES, TARGETS, WEIGHTS], {"depth": 2, "n_targets": 3}, ensemble, FLOATS, gradient=False),
     Case(
         "tree_ensemble",
         [GAPS, *TREES, TARGETS, WEIGHTS, None, MISSING],
         {"depth": 2, "n_targets": 3, "aggregate": "max"},
         ensemble,
+        gradient=False,
         name="missing",
     ),
     Case(
