@@ -206,6 +206,31 @@ def test_conv_transpose_with_dynamic_pads():
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize(
+    ("scales", "attrs"),
+    [
+        (scale(1, 1, 1.7, 0.66), {}),
+        (scale(1, 1, 0.45, 0.7), {"antialias": 1}),
+        (scale(1, 1, 2.3, 0.7), {"coordinate_transformation_mode": "tf_crop_and_resize"}),
+        (scale(1, 1, 0.8, 1.3), {"coordinate_transformation_mode": "align_corners", "exclude_outside": 1}),
+    ],
+)
+def test_gradients_flow_to_scales_and_regions_of_resize(scales, attrs, mode):
+    """New sizes are rounded, so along small changes of the scales the result moves smoothly."""
+    proto, feeds = model("Resize", [picture, ROI, scales], 18, mode=mode, **attrs)
+    resized = fr.load(proto, device="cpu")
+    seed = rng.standard_normal(next(iter(resized.run(feeds).values())).shape).astype(np.float32)
+    _, flows = resized.vjp(feeds, {"y0": seed})
+    for name in "bc" if "crop" in str(attrs) else "c":
+        for i in range(feeds[name].size - 2, feeds[name].size):
+            ends = [
+                float((next(iter(resized.run({**feeds, name: feeds[name] + step}).values())) * seed).sum(dtype=np.float64))
+                for step in (np.eye(feeds[name].size, dtype=np.float32)[i] * side for side in (2e-3, -2e-3))
+            ]
+            np.testing.assert_allclose(flows[name][i], (ends[0] - ends[1]) / 4e-3, 2e-2, 2e-2)
+
+
 @pytest.mark.parametrize(
     ("error", "op", "inputs", "attrs"),
     [

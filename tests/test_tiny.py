@@ -82,6 +82,6 @@ def test_compile_summary_and_profile(tmp_path):
     assert model.signatures == 1
     assert "MatMul" in model.summary() and "[N, 6]" in model.summary()
     profile = model.profile({"x": X})
-    assert profile.seconds > 0 and "rectify" in str(profile)
+    assert profile.seconds > 0 and any(name in str(profile) for name in ("multiply", "rectify"))
     profile.save_trace(tmp_path / "trace.json")
     assert '"ph": "X"' in (tmp_path / "trace.json").read_text()

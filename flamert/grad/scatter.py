@@ -26,7 +26,7 @@ Gather = Callable[[Value], Value]
 @gradient(ops.scatter_elements)
 @widened
 def _(dy: Any, y: Any, x: Any, indices: Any, updates: Any, *, axis: int, reduction: str) -> Any:
-    """none: dupdates = dy there, dx = dy elsewhere; add: dx = dy; mul: times the other factors; min, max: to whichever it was"""
+    """dupdates = dy there, dx = dy elsewhere; if reduced, dx = dy there too, times the other factors, or to the extremum only"""
 
     def scatter(x: Value, updates: Value, reduction: str) -> Value:
         return ops.scatter_elements(x, indices, updates, axis=axis, reduction=reduction)
@@ -59,9 +59,9 @@ def _of_add(dy: Value, y: Value, x: Value, updates: Value, scatter: Scatter, gat
 
 
 def _of_mul(dy: Value, y: Value, x: Value, updates: Value, scatter: Scatter, gather: Gather) -> Sequence[Value]:
-    """dx = dy · Π updates; dupdates = dy · x · Π of the other updates there: the product without zeros / own, and 0 where others are 0.
+    """dx = dy · Π updates; dupdates = dy · x · Π of the other updates: the product without zeros / own, 0 where others are 0.
 
-    A single other zero enters as itself, so that second derivatives are exact too; those of third order leave out pairs of zeros.
+    A single other zero enters as itself, so that second derivatives are exact too; third ones leave out pairs of zeros.
     """
     zero = ops.equal(updates, 0)
     own, zeros, nothing = ops.where(zero, 1, updates), ops.cast(zero, to=updates.dtype), zeros_like(x)

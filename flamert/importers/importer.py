@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from flamert import graph as g
-from flamert.errors import FlamertError, InvalidModel, UnsafeModel, UnsupportedOp, translated
+from flamert.errors import FlamertError, InvalidModel, NoGradient, UnsafeModel, UnsupportedOp, translated
 from flamert.graph import INPUT, Graph, Source, Value
 from flamert.importers.host import Body
 from flamert.importers.onnx import OnnxGraph, OnnxNode, Reference
 from flamert.importers.registry import Context, Converter, Enter, Entry, HostCall, NeedValue, Opaque, as_entry, find
+from flamert.importers.training import Training
 from flamert.limits import MAX_NESTING, MAX_NODES
 from flamert.ops.evaluate import evaluate, value_of
 from flamert.runtime.program import Call, Read, Return, Slot, Stage, flatten
@@ -94,6 +95,11 @@ class Importer:
         self.received: list[Slot] = []
         self.rolled: set[OnnxNode] = set()
         """Loops that are not to be unrolled."""
+        self.training: Training | None = None
+        self.whole = False
+        """Whether the model must come out as one stage, so that loops are unrolled whatever it takes."""
+        self.contents: dict[Value, np.ndarray] = {}
+        """What all inputs hold, where the import is for one set of contents only."""
 
     # -- values that come from outside --------------------------------------------------------------------------------
 
@@ -272,6 +278,11 @@ class Importer:
 
         Its body is then specialised once per outcome; unrolled, outcomes would multiply with every turn.
         """
+        if self.whole:
+            return False
+        for frame in self.frames:
+            if frame.node is not None and frame.node.op_type == "Gradient":
+                raise NoGradient("only data can tell how the graph goes on from xs to y: there is no one graph to differentiate")
         for depth in reversed(range(1, len(self.frames))):
             frame = self.frames[depth]
             if frame.again and frame.node is not None and frame.node.op_type in ("Loop", "Scan"):
@@ -378,7 +389,7 @@ class Importer:
     def copy(self, needed: set[str] | None = None) -> Importer:
         """The same state, independent of this one; with `needed`, other names are forgotten."""
         twin = Importer(self.functions, self.file, self.declared)
-        twin.visited, twin.numbers, twin.rolled = self.visited, self.numbers, self.rolled
+        twin.visited, twin.numbers, twin.rolled, twin.whole = self.visited, self.numbers, self.rolled, self.whole
         scopes: dict[Scope, Scope] = {}
 
         def copied(scope: Scope | None) -> Scope | None:

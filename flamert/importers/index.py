@@ -92,7 +92,7 @@ def _(ctx: Context, indices: Value, depth: Value, values: Value, *, axis: int = 
     whole = cast(indices, to=dtypes.int64) if indices.dtype != dtypes.int64 else indices
     if values.shape != (2,):
         raise ShapeError(f"OneHot's values are [off, on], got {values.type}")
-    (classes,) = dims_of(ctx.value(depth).reshape(-1))
+    (classes,) = dims_of(ctx.contents(depth).reshape(-1))  # rounded, so that no gradient is lost
     return ops.one_hot(whole, values, depth=classes, axis=axis_in(axis, indices.rank + 1))
 
 

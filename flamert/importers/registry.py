@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flamert import graph as g
-from flamert.errors import InvalidModel, UnsupportedOp
+from flamert.errors import InvalidModel, NoGradient, UnsupportedOp
 from flamert.graph import Value
-from flamert.ops.evaluate import value_of
+from flamert.ops.evaluate import evaluate, value_of
 
 if TYPE_CHECKING:
     from flamert.importers.host import Body
     from flamert.importers.onnx import OnnxGraph, OnnxNode
+    from flamert.importers.training import Training
 
 UNROLL_NODES = 2000
 """Nodes that unrolling a loop may add to the graph; longer loops run turn by turn on the host."""
+
+WHOLE_NODES = 200_000
+"""The same where the model must come out as one graph, which a loop on the host cannot be part of."""
 
 Entry = Any
 """What an ONNX name is bound to: a Value, an Opaque, None (an absent optional) or a list of Entries (a sequence)."""
@@ -125,6 +129,11 @@ class Context:
         """How many outputs the node lists (trailing ones may be left out)."""
         return len(self.node.outputs)
 
+    @property
+    def training(self) -> Training | None:
+        """What converters share where the model is imported in training form, else None."""
+        return self.importer.training
+
     def wants(self, index: int) -> bool:
         """Whether the node's output `index` has a name, so that somebody may read it."""
         return index < len(self.node.outputs) and bool(self.node.outputs[index])
@@ -140,6 +149,16 @@ class Context:
         if not value.node.known:
             raise NeedValue([value])
         return value_of(value)
+
+    def contents(self, value: Value) -> np.ndarray:
+        """`value`, for contents that decide on shapes and that the result also follows smoothly.
+
+        Where a gradient is to flow to them, the Value goes on standing for them: compute with it, not with its contents.
+        """
+        found = self.importer.contents
+        if value.node.known or any(n.op is g.INPUT and n.outputs[0] not in found for n in g.topological([value])):
+            return self.value(value)
+        return evaluate([value], found)[0]
 
     def ints(self, value: Value | None) -> tuple[int, ...] | None:
         """The contents of a 1-D or scalar integer Value as Python ints; None for an absent input."""
@@ -165,7 +184,16 @@ class Context:
 
     def unrolls(self, turns: int, size: int) -> bool:
         """Whether to unroll the loop at hand, of so many turns of `size` nodes each, rather than to run it on the host."""
-        return turns * size <= UNROLL_NODES and self.node not in self.importer.rolled
+        if not self.whole:
+            return turns * size <= UNROLL_NODES and self.node not in self.importer.rolled
+        if turns * size > WHOLE_NODES:
+            raise NoGradient(f"{turns} turns of {size} nodes are too many to unroll; at most {WHOLE_NODES} nodes are")
+        return True
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model must come out as one graph, to be differentiated."""
+        return self.importer.whole
 
     def subprogram(self, graph: OnnxGraph) -> Body:
         """A body graph as a callable on run-time objects, with the outer names it reads captured."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +14,10 @@ from flamert import graph as g
 from flamert.errors import InvalidModel, ShapeError
 from flamert.graph import Value
 from flamert.importers.registry import Context, converter
+from flamert.ops.evaluate import value_of
 from flamert.ops.resize import cubic, taps_at, triangle
 from flamert.ops.rules import axes_in
+from flamert.ops.shape import narrow
 
 NEAREST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "floor": np.floor,
@@ -26,7 +28,10 @@ NEAREST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Axis(NamedTuple):
-    """How one axis is resized: old and new size, scale (new / old, not rounded), and the region of interest."""
+    """How one axis is resized: old and new size, scale (new / old, not rounded), and the region of interest.
+
+    computed: scale, start and end as Values, where they are no constants and the result has to follow them.
+    """
 
     axis: int
     old: int
@@ -34,28 +39,58 @@ class Axis(NamedTuple):
     scale: float
     start: float = 0.0
     end: float = 1.0
+    computed: tuple[Any, Any, Any] | None = None
 
-    def coordinates(self, mode: str) -> np.ndarray:
-        """Where in the input each element of the result lies, by ONNX's `coordinate_transformation_mode`."""
-        i = np.arange(self.new, dtype=np.float64)
-        length = self.scale * self.old
+    def coordinates(self, mode: str) -> Value:
+        """Where in the input each element of the result lies, by ONNX's `coordinate_transformation_mode`: float64 [new]."""
+        i = g.constant(np.arange(self.new, dtype=np.float64))
+        scale, start, end = self.computed or (self.scale, self.start, self.end)
+        length = scale * self.old
+        single = self.scale * self.old == 1
         if mode == "half_pixel" or (mode == "pytorch_half_pixel" and self.new > 1):
-            return (i + 0.5) / self.scale - 0.5
+            return (i + 0.5) / scale - 0.5
         if mode == "pytorch_half_pixel":
             return i * 0.0
         if mode == "half_pixel_symmetric":
-            return self.old / 2 * (1 - self.new / length) + (i + 0.5) / self.scale - 0.5
+            return self.old / 2 * (1 - self.new / length) + (i + 0.5) / scale - 0.5
         if mode == "align_corners":
-            return i * (self.old - 1) / (length - 1) if length != 1 else i * 0.0
+            return i * 0.0 if single else i * (self.old - 1) / (length - 1)
         if mode == "tf_half_pixel_for_nn":
-            return (i + 0.5) / self.scale
+            return (i + 0.5) / scale
         if mode == "asymmetric":
-            return i / self.scale
+            return i / scale
         if mode == "tf_crop_and_resize":
-            if length == 1:
-                return i * 0.0 + (self.start + self.end) / 2 * (self.old - 1)
-            return self.start * (self.old - 1) + i * (self.end - self.start) * (self.old - 1) / (length - 1)
+            if single:
+                return i * 0.0 + (start + end) / 2 * (self.old - 1)
+            return start * (self.old - 1) + i * ((end - start) * (self.old - 1)) / (length - 1)
         raise InvalidModel(f"coordinate_transformation_mode {mode!r} is unknown")
+
+
+def _elements(value: Value) -> list[Value]:
+    """A 1-D Value's elements as float64 scalars."""
+    return [ops.cast(ops.reshape(narrow(value, 0, i, 1), shape=()), to=dtypes.float64) for i in range(value.shape[0])]
+
+
+def scaled(ctx: Context, x: Value, axes: Sequence[int], scales: Value) -> list[Axis]:
+    """Resized axes from a tensor of their scales."""
+    resized = by_scales(x, axes, ctx.contents(scales).tolist())
+    if scales.node.known:
+        return resized
+    return [r._replace(computed=(s, r.start, r.end)) for r, s in zip(resized, _elements(scales), strict=True)]
+
+
+def cropped(ctx: Context, resized: Sequence[Axis], roi: Value) -> list[Axis]:
+    """The axes with the start and end that `roi` gives them: all starts, then all ends."""
+    found = ctx.contents(roi).astype(np.float64).tolist()
+    n = len(resized)
+    resized = [r._replace(start=s, end=e) for r, s, e in zip(resized, found[:n], found[n:], strict=True)]
+    if roi.node.known and all(r.computed is None for r in resized):
+        return resized
+    ends = _elements(roi)
+    return [
+        r._replace(computed=(r.computed[0] if r.computed else r.scale, s, e))
+        for r, s, e in zip(resized, ends[:n], ends[n:], strict=True)
+    ]
 
 
 def by_scales(x: Value, axes: Sequence[int], scales: Sequence[float]) -> list[Axis]:
@@ -82,6 +117,7 @@ def by_sizes(x: Value, axes: Sequence[int], sizes: Sequence[int], policy: str) -
 
 
 def resize(
+    ctx: Context,
     x: Value,
     resized: Sequence[Axis],
     *,
@@ -96,23 +132,27 @@ def resize(
     """x with these axes resized, in ops: gathers for "nearest", `resample` for "linear" and "cubic"."""
     cropping = coordinates == "tf_crop_and_resize"
     resized = [r for r in resized if r.new != r.old or r.scale != 1 or (cropping and (r.start, r.end) != (0, 1))]
-    places = [r.coordinates(coordinates) for r in resized]
+    at = [r.coordinates(coordinates) for r in resized]
+    places = [ctx.contents(v) for v in at]
     if any(r.new and not r.old for r in resized):
         raise ShapeError(f"{x} is empty along an axis that should grow")
     if mode == "nearest":
-        y = _pick(x, resized, [np.clip(nearest(at), 0, max(r.old - 1, 0)) for r, at in zip(resized, places, strict=True)])
+        y = _pick(x, resized, [np.clip(nearest(p), 0, max(r.old - 1, 0)) for r, p in zip(resized, places, strict=True)])
     elif mode in ("linear", "bilinear", "cubic", "bicubic"):
         shape, reach = (cubic(cubic_coeff_a), 2) if "cubic" in mode else (triangle, 1)
-        taps = [
-            taps_at(at, r.old, shape, reach, shrink=min(r.scale, 1) if antialias else 1, exclude_outside=exclude_outside)
-            for r, at in zip(resized, places, strict=True)
-        ]
+        taps = []
+        for r, v, p in zip(resized, at, places, strict=True):
+            shrunk = antialias and r.scale < 1
+            wider = {"shrink": r.computed[0] if r.computed else r.scale} if shrunk else {}
+            taps.append(
+                taps_at(v, p, r.old, shape, reach / r.scale if shrunk else reach, **wider, exclude_outside=exclude_outside)
+            )
         y = _blend(x, resized, taps)
     else:
         raise InvalidModel(f"mode {mode!r} is none of nearest, linear, cubic")
     if not cropping:
         return y
-    outside = [(at < 0) | (at > r.old - 1) for r, at in zip(resized, places, strict=True)]
+    outside = [(p < 0) | (p > r.old - 1) for r, p in zip(resized, places, strict=True)]
     for r, out in zip(resized, outside, strict=True):
         if out.any():
             mask = g.constant(out.reshape([-1 if i == r.axis else 1 for i in range(x.rank)]))
@@ -131,7 +171,7 @@ def _pick(x: Value, resized: Sequence[Axis], index: Sequence[np.ndarray]) -> Val
     return x
 
 
-def _blend(x: Value, resized: Sequence[Axis], taps: Sequence[tuple[np.ndarray, np.ndarray]]) -> Value:
+def _blend(x: Value, resized: Sequence[Axis], taps: Sequence[tuple[np.ndarray, Value]]) -> Value:
     """Weighted sums of x's elements along each axis; integers are computed as floats, rounded and saturated."""
     if not resized:
         return x
@@ -139,11 +179,14 @@ def _blend(x: Value, resized: Sequence[Axis], taps: Sequence[tuple[np.ndarray, n
         wide = dtypes.accumulator(x.dtype)
     else:
         wide = dtypes.float32 if x.dtype.itemsize < 4 else dtypes.float64
-    constants = [g.constant(array, kind) for pair in taps for array, kind in zip(pair, (np.int64, wide), strict=True)]
+    pairs: list[Value] = []
+    for index, weight in taps:
+        weight = ops.cast(weight, to=wide)
+        pairs += [g.constant(index), g.constant(value_of(weight)) if weight.node.known else weight]
     axes = tuple(r.axis for r in resized)
     if x.dtype in dtypes.STANDARD_FLOAT:
-        return ops.resample(x, *constants, axes=axes)
-    y = ops.resample(ops.cast(x, to=wide), *constants, axes=axes)
+        return ops.resample(x, *pairs, axes=axes)
+    y = ops.resample(ops.cast(x, to=wide), *pairs, axes=axes)
     if x.dtype in dtypes.INTEGER:
         limits = ml_dtypes.iinfo(x.dtype)
         high = float(limits.max)
@@ -175,7 +218,7 @@ def _(
     if nearest_mode not in NEAREST:
         raise InvalidModel(f"nearest_mode {nearest_mode!r} is unknown")
     if scales is not None and scales.type.size:
-        resized = by_scales(x, over, ctx.value(scales).tolist())
+        resized = scaled(ctx, x, over, scales)
     elif sizes is not None and sizes.type.size:
         resized = by_sizes(x, over, ctx.ints(sizes) or (), keep_aspect_ratio_policy)
     elif not over:
@@ -185,9 +228,9 @@ def _(
     if coordinate_transformation_mode == "tf_crop_and_resize":
         if roi is None or roi.type.size != 2 * len(over):
             raise ShapeError(f"tf_crop_and_resize needs a roi of {2 * len(over)} numbers")
-        region = ctx.value(roi).astype(np.float64).tolist()
-        resized = [r._replace(start=s, end=e) for r, s, e in zip(resized, region, region[len(over) :], strict=False)]
+        resized = cropped(ctx, resized, roi)
     return resize(
+        ctx,
         x,
         resized,
         mode=mode,
@@ -203,24 +246,23 @@ def _(
 @converter("Resize", 10)
 @converter("Upsample", 9)
 def _(ctx: Context, x: Value, scales: Value, *, mode: str = "nearest") -> Value:
-    return _upsample(x, ctx.value(scales).tolist(), mode)
+    return _upsample(ctx, x, scaled(ctx, x, range(x.rank), scales), mode)
 
 
 @converter("Upsample", 7)
 def _(ctx: Context, x: Value, *, scales: Sequence[float], mode: str = "nearest") -> Value:
-    return _upsample(x, scales, mode)
+    return _upsample(ctx, x, by_scales(x, range(x.rank), scales), mode)
 
 
 @converter("Upsample", 1)
 def _(ctx: Context, x: Value, *, height_scale: float, width_scale: float, mode: str = "nearest") -> Value:
-    return _upsample(x, [1.0, 1.0, height_scale, width_scale], mode)
+    return _upsample(ctx, x, by_scales(x, range(x.rank), [1.0, 1.0, height_scale, width_scale]), mode)
 
 
-def _upsample(x: Value, scales: Sequence[float], mode: str) -> Value:
+def _upsample(ctx: Context, x: Value, resized: Sequence[Axis], mode: str) -> Value:
     """Before opset 11, result i lies at i / scale; the nearest element is the one before, or after where an axis shrinks."""
-    resized = by_scales(x, range(x.rank), scales)
     if mode != "nearest":
-        return resize(x, resized, mode=mode)
+        return resize(ctx, x, resized, mode=mode)
     for r in resized:
-        x = resize(x, [r], mode=mode, nearest=np.floor if r.scale >= 1 else np.ceil)
+        x = resize(ctx, x, [r], mode=mode, nearest=np.floor if r.scale >= 1 else np.ceil)
     return x

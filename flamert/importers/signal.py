@@ -93,7 +93,8 @@ def _(
     output_datatype: int = 1,
 ) -> Value:
     bands, length, rate = (int(ctx.value(v).item()) for v in (num_mel_bins, dft_length, sample_rate))
-    low, high = (float(ctx.value(v).item()) for v in (lower_edge_hertz, upper_edge_hertz))
+    # Edges are rounded to bins, so that no gradient is lost by going by their contents.
+    low, high = (float(ctx.contents(v).item()) for v in (lower_edge_hertz, upper_edge_hertz))
     if bands < 1 or length < 1 or rate < 1:
         raise InvalidModel(f"a mel matrix of {bands} bands for a DFT of length {length} at {rate} Hz")
     return g.constant(mel_weights(bands, length, rate, low, high).astype(dtype_of(output_datatype)))

@@ -14,6 +14,7 @@ from flamert.graph import INPUT, Value
 from flamert.importers.importer import Importer
 from flamert.importers.onnx import OnnxGraph
 from flamert.importers.registry import Entry
+from flamert.importers.training import Training
 from flamert.model import Traced
 from flamert.runtime.program import Call, Return, Slot, Stage
 
@@ -26,44 +27,65 @@ def trace(
     feeds: Mapping[str, Any],
     outputs: Sequence[str],
     variable: frozenset[str],
+    lasting: bool = False,
+    seed: int | None = None,
 ) -> Traced:
     """Import `graph` for these feeds as a single stage.
 
     importer: makes a fresh Importer. variable: names of weights that become inputs of the graph; the others are constants.
-    Where the model's structure depends on the contents of integer, bool or string inputs, those become constants too and
-    are listed as `static`: the result holds for these contents only. Raises NoGradient, naming the node, where it depends on
-    floating data.
+    lasting: the result must hold for other contents of inputs and weights too, except those that it lists as static.
+    seed: of the training form's random numbers; None imports the form that the file has.
+    Where the model's structure depends on the contents of integer, bool or string inputs, or of weights (the scales of a
+    Resize), those become constants too and are listed as `static`: the result holds for these contents only. Raises
+    NoGradient, naming the node, where it depends on floating data. Loops whose turns are known are unrolled.
     """
     static: set[str] = set()
     while True:
         walk: Importer = importer()
-        bindings: dict[str, Entry] = {n: walk.receive(a, n) if n in variable else g.constant(a) for n, a in weights.items()}
+        walk.whole = True
+        walk.training = None if seed is None else Training(seed)
+        inputs = variable - static
+        bindings: dict[str, Entry] = {n: walk.receive(a, n) if n in inputs else g.constant(a) for n, a in weights.items()}
         for name, x in feeds.items():
             bindings[name] = _known(x) if name in static else walk.receive(x, name)
         entered = {n: e for n, e in bindings.items() if n in feeds or n in variable}
+        arrays = {n: np.asarray(x) for n, x in {**weights, **feeds}.items() if isinstance(x, np.ndarray | np.generic)}
+        if not lasting:
+            walk.contents = {e: arrays[n] for n, e in entered.items() if n in arrays and isinstance(e, Value)}
         stage = walk.start(graph, opsets, bindings, outputs)
         if isinstance(stage.step, Return):
-            return Traced(dict(walk.frames[0].scope.names), entered, frozenset(static))
-        static |= _to_fix(walk, stage, entered, static)
+            return _traced(walk, entered, frozenset(static))
+        static |= _to_fix(walk, stage, entered, static, variable)
+
+
+def _traced(walk: Importer, entered: Mapping[str, Entry], static: frozenset[str]) -> Traced:
+    names = dict(walk.frames[0].scope.names)
+    if walk.training is None:
+        return Traced(names, entered, static)
+    found = walk.training.moved
+    moved = {n: found[e] for n, e in entered.items() if isinstance(e, Value) and e in found}
+    return Traced(names, entered, static, moved, walk.training.counter)
 
 
 def _known(x: Any) -> Entry:
     return [_known(e) for e in x] if isinstance(x, list) else g.constant(np.asarray(x))
 
 
-def _to_fix(walk: Importer, stage: Stage, entered: Mapping[str, Entry], static: set[str]) -> set[str]:
-    """The inputs whose contents the importer asked for; NoGradient where they are, or hide, floating data."""
+def _to_fix(walk: Importer, stage: Stage, entered: Mapping[str, Entry], static: set[str], variable: frozenset[str]) -> set[str]:
+    """The inputs and weights whose contents the importer asked for; NoGradient where they are, or hide, floating data."""
     step = stage.step
     trees = step.arguments if isinstance(step, Call) else step.slots  # type: ignore[union-attr]
     wanted = {slot.index for tree in trees for slot in _slots(tree)}
     values = [v for v, slot in walk.slots.items() if slot.index in wanted and isinstance(v, Value)]
     leaves = {node.outputs[0] for node in g.topological(values) if node.op is INPUT}
     names = {name for name, entry in entered.items() for v in _values(entry) if v in leaves}
-    if any(v.dtype in dtypes.FLOAT for v in leaves) or not names - static:
-        node = walk.frames[-1].graph.nodes[min(walk.frames[-1].at, len(walk.frames[-1].graph.nodes) - 1)]
+    data = {v for name, entry in entered.items() if name not in variable for v in _values(entry)}
+    if any(v.dtype in dtypes.FLOAT for v in leaves & data) or not names - static:
+        frame = walk.frames[-1]
+        node = frame.graph.nodes[frame.at] if frame.at < len(frame.graph.nodes) or frame.node is None else frame.node
         raise NoGradient(
-            f"{node.op_type} node {node.name or node.outputs[0]!r} decides on floating data how the model goes on, so that there "
-            "is no one graph to differentiate; take the gradient of the part behind it, or make that input a constant"
+            f"{node.op_type} node {node.name or node.outputs[0]!r} decides on floating data how the model goes on, so that "
+            "there is no one graph to differentiate; take the gradient of the part behind it, or make that input a constant"
         )
     return names - static
 

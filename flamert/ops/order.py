@@ -1,4 +1,4 @@
-"""Ops that follow the order of elements along an axis: where extrema lie, the k largest, cumulative sums and products, scans."""
+"""Ops that follow the order of elements along an axis: where extrema lie, the k largest, running sums and products, scans."""
 
 from __future__ import annotations
 

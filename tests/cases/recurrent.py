@@ -143,6 +143,7 @@ CASES = [
     *rows("lstm", lstm, 4, 2, input_forget=True),
     Case("lstm", operands(4, 2, 2, peepholes=True, lens=True), {"direction": "bidirectional"}, lstm, FLOATS, name="peepholes"),
     Case("lstm", operands(4, 1, 2, peepholes=True), {"clip": 0.5, "input_forget": True}, lstm, name="peepholes-clip"),
-    Case("dynamic_quantize_lstm", operands(4, states=2, batch=1), {}, dynamic_quantize_lstm, FLOATS[:2]),
+    # Its gradient goes straight through steps, which differences see as such.
+    Case("dynamic_quantize_lstm", operands(4, states=2, batch=1), {}, dynamic_quantize_lstm, FLOATS[:2], gradient=False),
     Case("dynamic_quantize_lstm", operands(4, batch=0), {}, lstm, name="no-batch"),
 ]

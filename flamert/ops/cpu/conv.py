@@ -16,6 +16,9 @@ from flamert.ops.op import Site, kernel
 SCRATCH_FLOATS = 1 << 16
 """Floats of gathered patches per thread: a quarter of a megabyte, which stays in the second-level cache."""
 
+FEW, LONG = 2, 24
+"""Up to so many output channels, and from such a length of patches, sums run along the patch instead of across channels."""
+
 
 def _suits(node: Node) -> bool:
     """One or two spatial dimensions and constant weights."""
@@ -60,6 +63,10 @@ def _(
     alpha: float,
     beta: float,
 ) -> Callable[[], None]:
+    if x.ndim == 4 and x.shape[2] == out.shape[2] == w.shape[3] == 1:  # the same numbers, lying down
+        x, out, w = x.swapaxes(1, 2), out.swapaxes(1, 2), w.swapaxes(2, 3)
+        residual = None if residual is None else residual.swapaxes(1, 2)
+        strides, pads, dilations = (strides[1], strides[0]), (pads[1], pads[0], pads[3], pads[2]), (dilations[1], dilations[0])
     if x.ndim == 3:  # one spatial dimension: an image of height one
         x, out, w = x[:, None], out[:, None], w[:, :, None]
         residual = None if residual is None else residual[:, None]
@@ -80,15 +87,21 @@ def _(
     lib = library()
     assert lib is not None
     k = w.size // w.shape[0]
-    weights = site.prepacked("conv", 1, lambda: _packed_groups(w, group))
-    return lib.call("conv", [out, x, weights, bias, residual, site.work[0]], [*integers, _block(k), lib.threads], [alpha, beta])
+    few = w.shape[0] // group <= FEW and k >= LONG
+    weights = site.prepacked("conv", 1, lambda: _rows(w, group) if few else _packed_groups(w, group))
+    numbers = [*integers, _block(k), lib.threads, few]
+    return lib.call("conv", [out, x, weights, bias, residual, site.work[0]], numbers, [alpha, beta])
+
+
+def _rows(w: np.ndarray, group: int) -> np.ndarray:
+    """[M, C/group, KH, KW] → [M, KH·KW·C/group]."""
+    return np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(len(w), -1)
 
 
 def _packed_groups(w: np.ndarray, group: int) -> np.ndarray:
     """[M, C/group, KH, KW] → [group][panel][KH·KW·C/group][columns]."""
-    m, cg, kh, kw = w.shape
-    by_tap = w.reshape(group, m // group, cg, kh, kw).transpose(0, 3, 4, 2, 1).reshape(group, kh * kw * cg, m // group)
-    return np.stack([pack(g) for g in by_tap])
+    m = len(w) // group
+    return np.stack([pack(rows.reshape(m, -1).T) for rows in _rows(w, group).reshape(group, m, -1)])
 
 
 def _depthwise_call(site: Site, arrays: Sequence[Any], integers: Sequence[int], floats: Sequence[float]) -> NativeCall:

@@ -12,63 +12,101 @@ static inline vec splat(float x) {
     return x - (vec){0}; /* x − 0 is x, signed zeros included, so only the broadcast remains */
 }
 
-/* C[rows, panels·NR] (+)= A[rows, k] · B, all loops known to the compiler so that C stays in registers. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, int64_t lda, const float *b,
+#define HALF 12 /* rows of a tile that is one vector wide: enough sums for additions not to wait for each other */
+
+/* C[rows, vectors·VL] (+)= A[rows, k] · B, all loops known to the compiler so that C stays in registers. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int vectors, const float *a, int64_t lda, const float *b,
                                                        int64_t panel, int64_t k, float *c, int64_t ldc, const float *bias, int first) {
-    vec acc[MR][8];
+    vec acc[HALF][8];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * panels; j++)
+        for (int j = 0; j < vectors; j++)
             acc[r][j] = !first ? load(c + r * ldc + j * VL) : bias ? load(bias + j * VL) : splat(0.0f);
     for (int64_t i = 0; i < k; i++) {
         vec w[8];
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * panels; j++) w[j] = load(b + (j / 2) * panel + i * NR + (j % 2) * VL);
+        for (int j = 0; j < vectors; j++) w[j] = load(b + (j / 2) * panel + i * NR + (j % 2) * VL);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             vec x = splat(a[r * lda + i]);
 #pragma GCC unroll 8
-            for (int j = 0; j < 2 * panels; j++) acc[r][j] += x * w[j];
+            for (int j = 0; j < vectors; j++) acc[r][j] += x * w[j];
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * panels; j++) store(c + r * ldc + j * VL, acc[r][j]);
+        for (int j = 0; j < vectors; j++) store(c + r * ldc + j * VL, acc[r][j]);
 }
 
-#define TILE(ROWS, PANELS)                                                                                         \
-    static __attribute__((noinline)) void tile_##ROWS##_##PANELS(const float *a, int64_t lda, const float *b, int64_t panel, \
-                                                                 int64_t k, float *c, int64_t ldc, const float *bias, int first) { \
-        tile(ROWS, PANELS, a, lda, b, panel, k, c, ldc, bias, first);                                              \
+#define TILE(ROWS, VECTORS)                                                                                         \
+    static __attribute__((noinline)) void tile_##ROWS##_##VECTORS(const float *a, int64_t lda, const float *b, int64_t panel, \
+                                                                  int64_t k, float *c, int64_t ldc, const float *bias, int first) { \
+        tile(ROWS, VECTORS, a, lda, b, panel, k, c, ldc, bias, first);                                              \
     }
 typedef void (*tile_fn)(const float *, int64_t, const float *, int64_t, int64_t, float *, int64_t, const float *, int);
 
-TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(1, 4) TILE(2, 2)
+TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1)
+static const tile_fn half_tiles[HALF + 1] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1,
+                                             tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1};
+TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2) TILE(1, 8) TILE(2, 4)
 #if MR > 6
-TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1)
-static const tile_fn tiles[MR + 1] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1,
-                                      tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1};
+TILE(7, 2) TILE(8, 2) TILE(9, 2) TILE(10, 2) TILE(11, 2) TILE(12, 2)
+static const tile_fn tiles[MR + 1] = {0, tile_1_2, tile_2_2, tile_3_2, tile_4_2, tile_5_2, tile_6_2,
+                                      tile_7_2, tile_8_2, tile_9_2, tile_10_2, tile_11_2, tile_12_2};
 #else
-static const tile_fn tiles[MR + 1] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1};
+static const tile_fn tiles[MR + 1] = {0, tile_1_2, tile_2_2, tile_3_2, tile_4_2, tile_5_2, tile_6_2};
 #endif
 
-/* One panel of C for all rows. The last panel may be narrower than NR: then tiles go through a buffer. */
+/* One panel of C for all rows. The last panel may be narrower than NR: half of one is left out if that is enough, and what is
+   no whole vector goes through a buffer. */
 static void panel_product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t panel, int64_t k, float *c, int64_t ldc,
                           int64_t width, const float *bias, int first) {
-    float edge[MR * NR], edge_bias[NR] = {0};
-    if (width < NR && bias) memcpy(edge_bias, bias, width * 4);
-    for (int64_t m = 0; m < rows; m += MR) {
-        int64_t r = rows - m < MR ? rows - m : MR;
-        if (width == NR) {
-            tiles[r](a + m * lda, lda, b, panel, k, c + m * ldc, ldc, bias, first);
+    const tile_fn *table = width <= VL ? half_tiles : tiles;
+    int64_t step = width <= VL ? HALF : MR, full = width <= VL ? VL : NR;
+    float edge[HALF * NR], edge_bias[NR] = {0};
+    if (width < full && bias) memcpy(edge_bias, bias, width * 4);
+    for (int64_t m = 0; m < rows; m += step) {
+        int64_t r = rows - m < step ? rows - m : step;
+        if (width == full) {
+            table[r](a + m * lda, lda, b, panel, k, c + m * ldc, ldc, bias, first);
             continue;
         }
         if (!first)
-            for (int64_t i = 0; i < r; i++) memcpy(edge + i * NR, c + (m + i) * ldc, width * 4);
-        tiles[r](a + m * lda, lda, b, panel, k, edge, NR, bias ? edge_bias : 0, first);
-        for (int64_t i = 0; i < r; i++) memcpy(c + (m + i) * ldc, edge + i * NR, width * 4);
+            for (int64_t i = 0; i < r; i++) memcpy(edge + i * full, c + (m + i) * ldc, width * 4);
+        table[r](a + m * lda, lda, b, panel, k, edge, full, bias ? edge_bias : 0, first);
+        for (int64_t i = 0; i < r; i++)
+            for (int64_t j = 0; j < width; j++) c[(m + i) * ldc + j] = edge[i * full + j];
+    }
+}
+
+/* C[rows, n] = A[rows, k] · Bᵀ + bias for very few columns: b is [n, k], and sums run along k, eight rows at a time. */
+static void dots(const float *a, int64_t lda, int64_t rows, const float *b, int64_t k, float *c, int64_t ldc, int64_t n, const float *bias) {
+    for (int64_t m = 0; m < rows; m += 8) {
+        int64_t last = rows - 1 - m;
+        const float *row[8];
+        for (int r = 0; r < 8; r++) row[r] = a + (m + (r < last ? r : last)) * lda;
+        for (int64_t j = 0; j < n; j++) {
+            const float *w = b + j * k;
+            vec acc[8];
+            int64_t i = 0;
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; r++) acc[r] = splat(0.0f);
+            for (; i + VL <= k; i += VL) {
+                vec x = load(w + i);
+#pragma GCC unroll 8
+                for (int r = 0; r < 8; r++) acc[r] += load(row[r] + i) * x;
+            }
+            for (int r = 0; r < 8 && r <= last; r++) {
+                float lanes[VL], sum = bias ? bias[j] : 0.0f;
+                store(lanes, acc[r]);
+                for (int width = VL / 2; width; width /= 2)
+                    for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
+                for (int64_t l = i; l < k; l++) lanes[0] += row[r][l] * w[l];
+                c[(m + r) * ldc + j] = sum + lanes[0];
+            }
+        }
     }
 }
 
@@ -83,7 +121,7 @@ static void product(const float *a, int64_t lda, int64_t rows, const float *b, i
         const float *bk = b + k0 * NR;
         if (rows <= 2) { /* few rows: several panels at once, or the additions would wait for each other */
             int64_t step = rows == 1 ? 4 * NR : 2 * NR;
-            tile_fn wide = rows == 1 ? tile_1_4 : tile_2_2;
+            tile_fn wide = rows == 1 ? tile_1_8 : tile_2_4;
             for (; j + step <= to; j += step)
                 wide(a + k0, lda, bk + j * k, k * NR, kc, c + j, ldc, bias ? bias + j : 0, k0 == 0);
         }
@@ -94,6 +132,10 @@ static void product(const float *a, int64_t lda, int64_t rows, const float *b, i
 
 /* Add the residual to finished rows of C and apply the activation, while they are in the cache. */
 static void finish(float *c, int64_t ldc, int64_t rows, int64_t n, const float *residual, int kind, float f0, float f1) {
+    if (ldc == n && n < 64) { /* short rows that follow each other are one long one */
+        ldc = n *= rows;
+        rows = 1;
+    }
     if (!residual && kind == ACT_NONE) return;
     if (ldc == n) n *= rows, rows = 1;
     for (int64_t m = 0; m < rows; m++) {

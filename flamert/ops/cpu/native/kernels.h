@@ -8,6 +8,7 @@
 #include "activation.h"
 #include "gemm.h"
 #include "conv.h"
+#include "depthwise.h"
 #include "pointwise.h"
 #include "copy.h"
 #include "reduce.h"
