@@ -26,7 +26,7 @@ Gather = Callable[[Value], Value]
 @gradient(ops.scatter_elements)
 @widened
 def _(dy: Any, y: Any, x: Any, indices: Any, updates: Any, *, axis: int, reduction: str) -> Any:
-    """dupdates = dy there, dx = dy elsewhere; if reduced, dx = dy there too, times the other factors, or to the extremum only"""
+    """dupdates = dy there, dx = dy elsewhere; reduced: dx = dy there too, times the other factors, or to the extremum only"""
 
     def scatter(x: Value, updates: Value, reduction: str) -> Value:
         return ops.scatter_elements(x, indices, updates, axis=axis, reduction=reduction)

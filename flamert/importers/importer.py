@@ -94,6 +94,7 @@ class Importer:
         self.numbers = itertools.count()
         self.received: list[Slot] = []
         self.rolled: set[OnnxNode] = set()
+        self.stopped: OnnxNode | None = None  # the node whose data the last stage waits for
         """Loops that are not to be unrolled."""
         self.training: Training | None = None
         self.whole = False
@@ -169,9 +170,11 @@ class Importer:
                     if not isinstance(result, HostCall):
                         self._settle(self.frames[-1], node, result)
                     elif not self._roll_up():
+                        self.stopped = node
                         return self._call(node, result)
             except NeedValue as need:
                 if not self._roll_up():
+                    self.stopped = node
                     return self._read(need.wanted)
             except FlamertError as error:
                 error.at(str(source))

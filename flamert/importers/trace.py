@@ -81,8 +81,8 @@ def _to_fix(walk: Importer, stage: Stage, entered: Mapping[str, Entry], static: 
     names = {name for name, entry in entered.items() for v in _values(entry) if v in leaves}
     data = {v for name, entry in entered.items() if name not in variable for v in _values(entry)}
     if any(v.dtype in dtypes.FLOAT for v in leaves & data) or not names - static:
-        frame = walk.frames[-1]
-        node = frame.graph.nodes[frame.at] if frame.at < len(frame.graph.nodes) or frame.node is None else frame.node
+        node = walk.stopped
+        assert node is not None
         raise NoGradient(
             f"{node.op_type} node {node.name or node.outputs[0]!r} decides on floating data how the model goes on, so that "
             "there is no one graph to differentiate; take the gradient of the part behind it, or make that input a constant"

@@ -40,7 +40,7 @@ def _frontier(graph: Graph) -> list[Value]:
     found: dict[Value, None] = {}
 
     def consider(v: Value | None) -> None:
-        if v is not None and v.node.known and v.node.op is not CONSTANT and v.type.nbytes <= LIMIT:
+        if v is not None and v.node.known and v.node.op is not CONSTANT and v.type.nbytes <= LIMIT and not _spread(v):
             found[v] = None
 
     for node in graph.nodes:
@@ -50,6 +50,12 @@ def _frontier(graph: Graph) -> list[Value]:
     for v in graph.outputs:
         consider(v)
     return list(found)
+
+
+def _spread(value: Value) -> bool:
+    """Whether this is a large broadcast of a constant, which plans see through a view that takes no memory."""
+    seen = value.node.inputs[0] if value.node.op.name == "expand" else None
+    return seen is not None and seen.node.op is CONSTANT and value.type.nbytes > SMALL
 
 
 def _folded(value: Value, keys: dict[Node, Hashable], cache: dict[Any, Any]) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 from flamert import dtypes
 from flamert.testing import Case
 from tests.cases.elementwise import FLOATS, f32
+from tests.differences import slopes, weighted
 
 rng = np.random.default_rng(11)
 
@@ -72,7 +73,17 @@ def linear_attention(q, k, v, state=None, decay=None, beta=None, *, scale):
     return y, last
 
 
+def linear_attention_gradient(*given, scale):
+    operands, flows = list(given[:6]), given[6:]
+
+    def loss(*operands):
+        return weighted(flows, linear_attention(*operands, scale=scale))
+
+    return tuple(slopes(loss, operands, k) for k, x in enumerate(operands) if x is not None)
+
+
 ANY = np.array([[True, False, True, True, False], [False] * 5, [True] * 5])
+HIDDEN = np.where(ANY, 0, -np.inf).astype(np.float32)
 LENGTHS = np.array([5, 2], np.int64)
 HEADS = (f32(2, 4, 3, 4), f32(2, 2, 3, 4), f32(2, 2, 3, 5))
 
@@ -82,7 +93,8 @@ CASES = [
     case(qkv(hkv=1), FLOATS, right=0),
     *[case([*qkv(), f32(*m)], FLOATS, name=f"mask-{len(m)}") for m in ((5,), (3, 5), (4, 1, 5), (2, 1, 3, 5), (1, 4, 3, 1))],
     *[case([*qkv(), ANY.reshape(m)], FLOATS, name=f"seen-{len(m)}") for m in ((3, 5), (1, 3, 5), (1, 1, 3, 5))],
-    case([*qkv(), np.where(ANY, 0, -np.inf).astype(np.float32)], FLOATS, name="infinite-mask"),
+    # Differences by an infinite mask are none.
+    Case("attention", [*qkv(), HIDDEN], {"scale": 0.5}, attention, FLOATS, gradient=False, name="infinite-mask"),
     *[case(qkv(), right=0, offset=o, name=f"offset{o}") for o in (-2, 1, 2, 7)],
     *[
         case(qkv(s=3), left=l, right=r, offset=o, name=f"window{l}{r}{o}")
@@ -117,4 +129,20 @@ CASES = [
     ],
     Case("linear_attention", [*HEADS, f32(2, 2, 4, 5).astype(np.float64)], {"scale": 1.0}, linear_attention, name="wide-state"),
     Case("linear_attention", [x[:, :, :0] for x in HEADS], {"scale": 1.0}, linear_attention, name="no-steps"),
+    *[
+        Case(
+            "linear_attention_gradient",
+            [*HEADS, f32(2, 2, 4, 5), *gates, f32(2, 4, 3, 5) if flows else None, f32(2, 2, 4, 5)],
+            {"scale": 0.5},
+            linear_attention_gradient,
+            (dtypes.float32, dtypes.float64),
+            tolerance=(1e-4, 1e-5),
+            name=name,
+        )
+        for name, flows, gates in (
+            ("plain", True, (None, None)),
+            ("gated", False, (f32(2, 2, 3, 4), None)),
+            ("delta", True, (f32(2, 2, 3, 4), f32(2, 2, 3, 1))),
+        )
+    ],
 ]

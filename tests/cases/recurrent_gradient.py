@@ -5,29 +5,20 @@ import numpy as np
 from flamert import dtypes
 from flamert.testing import Case
 from tests.cases.recurrent import f32, gru, lstm, operands, rnn
+from tests.differences import slopes, weighted
 
 
 def differences(forward):
-    """Central differences of Σ result · its gradient, by every element of every floating operand (None for those left out)."""
+    """Gradients of all floating operands but y (None for those left out), by differences."""
 
     def oracle(x, w, r, y, *rest, **attrs):
         count = 2 if len(rest) == 5 else 3
-        given = [x, w, r, *rest[:-count]]
+        given, flows = [x, w, r, *rest[:-count]], rest[-count:]
 
-        def loss(k, at, by):
-            moved = list(given)
-            moved[k] = given[k].copy()
-            moved[k][at] += by
-            pairs = zip(rest[-count:], forward(*moved, **attrs), strict=True)
-            return sum(float((dy * y).sum()) for dy, y in pairs if dy is not None)
+        def loss(*operands):
+            return weighted(flows, forward(*operands, **attrs))
 
-        def slope(k):
-            gradient = np.zeros_like(given[k])
-            for at in np.ndindex(gradient.shape):
-                gradient[at] = (loss(k, at, 1e-5) - loss(k, at, -1e-5)) / 2e-5
-            return gradient
-
-        return tuple(None if given[k] is None else slope(k) for k in range(len(given)) if k != 4)
+        return tuple(None if v is None else slopes(loss, given, k) for k, v in enumerate(given) if k != 4)
 
     return oracle
 
