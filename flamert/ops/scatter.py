@@ -41,7 +41,7 @@ def _start(site: Site, out: Any, x: Any) -> Callable[[], Any]:
 def write(xp: Any, flat: Any, at: Any, updates: Any, reduction: str) -> None:
     """flat[at[i]] ← updates[i], for 1-D `flat`, in order of i on the CPU. Half types are reduced in float32, rounded once."""
     if reduction == "none":
-        flat[at] = updates
+        overwrite(xp, flat, at, updates)
         return
     name, acc = REDUCTIONS[reduction], dtypes.accumulator(flat.dtype)
     total = flat.astype(acc) if acc != flat.dtype else flat
@@ -59,6 +59,16 @@ def write(xp: Any, flat: Any, at: Any, updates: Any, reduction: str) -> None:
         getattr(xp, name).at(where, at, what)
     if total is not flat:
         flat[...] = total
+
+
+def overwrite(xp: Any, rows: Any, at: Any, updates: Any) -> None:
+    """rows[at[i]] = updates[i]; where indices repeat, the last one wins."""
+    if xp is not np:
+        # A GPU writes in no order: so every writer of a place writes what the last of them would.
+        last = xp.full(rows.shape[0], -1, np.int32)
+        xp.maximum.at(last, at, xp.arange(at.size, dtype=np.int32))
+        updates = updates[last[at]]
+    rows[at] = updates
 
 
 def _wrapped(indices: Any, size: int) -> Any:
@@ -79,7 +89,7 @@ def scatter_elements(
     """x with y[i, indices[i, j, k], k] = updates[i, j, k] for axis 1, and so on: the counterpart of gather_elements.
 
     reduction: "add", "mul", "min", "max" with what is there, repeated indices included; "none": any type, and with repeated
-    indices the last one wins on the CPU. Half types are reduced in float32. Returns x's type. Source: ONNX ScatterElements-18.
+    indices the last one wins. Half types are reduced in float32. Returns x's type. Source: ONNX ScatterElements-18.
     """
     check_beside(x, indices, axis_in(axis, x.rank))
     _check_updates(x, updates, indices.shape, reduction)
@@ -129,7 +139,7 @@ def _(site: Site, out: Any, x: Any, indices: Any, updates: Any, *, reduction: st
             check_range(xp, indices[..., d], x.shape[d])
             at = at + _wrapped(indices[..., d], x.shape[d]) * strides[d]
         if reduction == "none" and block:
-            out.reshape(-1, block)[at.reshape(-1) // block] = updates.reshape(-1, block)
+            overwrite(xp, out.reshape(-1, block), at.reshape(-1) // block, updates.reshape(-1, block))
             return
         if block != 1:
             at = at.reshape(-1, 1) + within

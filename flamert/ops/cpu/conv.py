@@ -28,7 +28,7 @@ def _suits(node: Node) -> bool:
 
 def _depthwise(node: Node) -> bool:
     x, w = node.inputs[:2]
-    return node.attrs["group"] == x.shape[-1] == w.shape[0] and w.shape[1] == 1  # type: ignore[union-attr]
+    return node.attrs["group"] == x.shape[-1] == w.shape[0] > 1 == w.shape[1]  # type: ignore[union-attr]
 
 
 def _block(k: int) -> int:

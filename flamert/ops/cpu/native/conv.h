@@ -12,6 +12,14 @@ static inline void copy_run(float *to, const float *from, int64_t n) {
     for (; k < n; k++) to[k] = from[k];
 }
 
+/* The taps k of a window that starts at `at` with at + k·dilation inside [0, size). */
+static inline void taps_inside(int64_t at, int64_t size, int64_t taps, int64_t dilation, int64_t *first, int64_t *end) {
+    *first = at < 0 ? (-at + dilation - 1) / dilation : 0;
+    *end = at >= size ? 0 : (size - at + dilation - 1) / dilation;
+    if (*end > taps) *end = taps;
+    if (*first > *end) *first = *end;
+}
+
 /* Copy the patches under output rows [m, m + rows) of one group into consecutive rows of `to`. */
 static void gather_patches(const args *g, int64_t group, int64_t m, int64_t rows, float *to) {
     int64_t H = g->i[1], W = g->i[2], C = g->i[3], OH = g->i[4], OW = g->i[5], KH = g->i[7], KW = g->i[8];
@@ -43,46 +51,84 @@ static void gather_patches(const args *g, int64_t group, int64_t m, int64_t rows
     }
 }
 
-/* Where a block's patches lie in the image itself, `*lda` apart; 0 where they must be gathered. That is so for pointwise
-   convolutions, and for kernels of height one while the block stays inside one row. */
-static const float *patches_in_place(const args *g, int64_t m, int64_t rows, int64_t *lda) {
-    int64_t H = g->i[1], W = g->i[2], C = g->i[3], OH = g->i[4], OW = g->i[5], KW = g->i[8], sx = g->i[10];
-    const float *x = g->p[1];
-    if (g->i[7] != 1) return 0;
-    if (KW == 1 && g->i[9] == 1 && sx == 1 && !g->i[11] && !g->i[12] && H == OH && W == OW) {
-        *lda = C;
-        return x + m * C;
-    }
-    int64_t ox = m % OW, oy = m / OW % OH, b = m / OW / OH, x0 = ox * sx - g->i[12], y = oy * g->i[9] - g->i[11];
-    if (g->i[15] != 1 || (KW > 1 && g->i[14] != 1) || ox + rows > OW || x0 < 0 || x0 + (rows - 1) * sx + KW > W || y < 0 || y >= H) return 0;
-    *lda = sx * C;
-    return x + ((b * H + y) * W + x0) * C;
+/* C = patches · weights + bias for one group, with the weights as the layer has them. */
+static void weigh(const args *g, int64_t group, left A, int64_t rows, int64_t line, float *c) {
+    int64_t N = g->i[6], G = g->i[15], ng = N / G, K = g->i[7] * g->i[8] * (g->i[3] / G), few = g->i[19];
+    int64_t columns = few ? ng : (ng + NR - 1) / NR * NR;
+    const float *b = (const float *)g->p[2] + group * columns * K, *bias = g->p[3] ? (const float *)g->p[3] + group * ng : 0;
+    c += group * ng;
+    if (few)
+        dots(A, rows, b + line * A.k, K, c, N, ng, bias);
+    else
+        product(A, rows, b + line * A.k * NR, K, c, N, 0, ng, bias);
 }
 
+/* By blocks of output pixels, patches gathered: works for every convolution. Pointwise ones need no gathering. */
 static void conv_blocks(void *context, int64_t begin, int64_t end, int worker) {
     const args *g = context;
-    int64_t C = g->i[3], N = g->i[6], G = g->i[15], K = g->i[7] * g->i[8] * (C / G), ng = N / G, block = g->i[17];
-    int64_t M = g->i[0] * g->i[4] * g->i[5], columns = g->i[19] ? ng : (ng + NR - 1) / NR * NR;
+    int64_t C = g->i[3], N = g->i[6], G = g->i[15], K = g->i[7] * g->i[8] * (C / G), block = g->i[17], M = g->i[0] * g->i[4] * g->i[5];
+    int pointwise = g->i[7] == 1 && g->i[8] == 1 && g->i[9] == 1 && g->i[10] == 1 && !g->i[11] && !g->i[12] && g->i[1] == g->i[4] &&
+                    g->i[2] == g->i[5];
     float *work = (float *)g->p[5] + worker * block * K;
     for (int64_t t = begin; t < end; t++) {
-        int64_t m = t * block, rows = M - m < block ? M - m : block, lda = K;
+        int64_t m = t * block, rows = M - m < block ? M - m : block;
         float *c = (float *)g->p[0] + m * N;
-        const float *there = patches_in_place(g, m, rows, &lda);
         for (int64_t group = 0; group < G; group++) {
-            const float *a = there ? there + group * K : work, *b = (const float *)g->p[2] + group * columns * K;
-            const float *bias = g->p[3] ? (const float *)g->p[3] + group * ng : 0;
-            if (!there) gather_patches(g, group, m, rows, work);
-            if (g->i[19])
-                dots(a, lda, rows, b, K, c + group * ng, N, ng, bias);
-            else
-                product(a, lda, rows, b, K, c + group * ng, N, 0, ng, bias);
+            if (!pointwise) gather_patches(g, group, m, rows, work);
+            left A = pointwise ? matrix((const float *)g->p[1] + m * C + group * K, C, K) : matrix(work, K, K);
+            weigh(g, group, A, rows, 0, c);
         }
         finish(c, N, rows, N, g->p[4] ? (const float *)g->p[4] + m * N : 0, (int)g->i[16], g->f[0], g->f[1]);
     }
 }
 
-static void conv(const args *g) {
-    int64_t M = g->i[0] * g->i[4] * g->i[5], block = g->i[17], flops = block * g->i[7] * g->i[8] * g->i[3] / g->i[15] * g->i[6];
-    parallel_for((M + block - 1) / block, 1 + 60000 / (flops + 1), (int)g->i[18], conv_blocks, (void *)g);
+#define SPAN 96 /* output pixels of a line that are worked on at once */
+
+/* Output pixels [*from, *to) of a line: those whose patches are inside the image from left to right. */
+static void inner_pixels(const args *g, int64_t *from, int64_t *to) {
+    int64_t W = g->i[2], OW = g->i[5], KW = g->i[8], sx = g->i[10], left = g->i[12];
+    *from = (left + sx - 1) / sx;
+    *to = W + left >= KW ? (W + left - KW) / sx + 1 : 0;
+    if (*to > OW) *to = OW;
 }
 
+static void gathered(const args *g, int64_t m, int64_t rows, float *work) {
+    int64_t K = g->i[7] * g->i[8] * g->i[3], N = g->i[6], block = g->i[17];
+    for (int64_t r = 0; r < rows; r += block) {
+        int64_t some = rows - r < block ? rows - r : block;
+        gather_patches(g, 0, m + r, some, work);
+        weigh(g, 0, matrix(work, K, K), some, 0, (float *)g->p[0] + (m + r) * N);
+    }
+}
+
+/* By spans of output lines, patches read where they lie in the image: each line of a kernel is one run of it. Only the
+   pixels at the left and right edges are gathered; lines of the kernel above and below the image are left out. */
+static void conv_spans(void *context, int64_t begin, int64_t end, int worker) {
+    const args *g = context;
+    int64_t H = g->i[1], W = g->i[2], C = g->i[3], OH = g->i[4], OW = g->i[5], N = g->i[6], KW = g->i[8], sx = g->i[10], dy = g->i[13];
+    int64_t spans = (OW + SPAN - 1) / SPAN, from, to, ky0, ky1;
+    float *work = (float *)g->p[5] + worker * g->i[17] * g->i[7] * KW * C;
+    inner_pixels(g, &from, &to);
+    for (int64_t t = begin; t < end; t++) {
+        int64_t line = t / spans, b = line / OH, x0 = t % spans * SPAN, x1 = x0 + SPAN < OW ? x0 + SPAN : OW;
+        int64_t i0 = from < x0 ? x0 : from < x1 ? from : x1, i1 = to < i0 ? i0 : to < x1 ? to : x1;
+        int64_t y0 = line % OH * g->i[9] - g->i[11], m = line * OW;
+        taps_inside(y0, H, g->i[7], dy, &ky0, &ky1);
+        const float *x = (const float *)g->p[1] + ((b * H + y0 + ky0 * dy) * W + i0 * sx - g->i[12]) * C;
+        float *c = (float *)g->p[0] + m * N;
+        gathered(g, m + x0, i0 - x0, work);
+        if (i1 > i0) weigh(g, 0, (left){x, sx * C, KW * C, ky1 - ky0, dy * W * C}, i1 - i0, ky0, c + i0 * N);
+        gathered(g, m + i1, x1 - i1, work);
+        finish(c + x0 * N, N, x1 - x0, N, g->p[4] ? (const float *)g->p[4] + (m + x0) * N : 0, (int)g->i[16], g->f[0], g->f[1]);
+    }
+}
+
+static void conv(const args *g) {
+    int64_t KH = g->i[7], KW = g->i[8], OW = g->i[5], block = g->i[17], K = KH * KW * g->i[3] / g->i[15], lines = g->i[0] * g->i[4], from, to;
+    inner_pixels(g, &from, &to);
+    if (KH * KW > 1 && g->i[15] == 1 && (KW == 1 || g->i[14] == 1) && to - from >= 2 * HALF)
+        parallel_for(lines * ((OW + SPAN - 1) / SPAN), 1 + 60000 / ((OW < SPAN ? OW : SPAN) * K * g->i[6] + 1), (int)g->i[18], conv_spans,
+                     (void *)g);
+    else
+        parallel_for((lines * OW + block - 1) / block, 1 + 60000 / (block * K * g->i[6] + 1), (int)g->i[18], conv_blocks, (void *)g);
+}

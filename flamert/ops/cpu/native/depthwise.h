@@ -41,14 +41,6 @@ static void depthwise_rest(const args *g, const float *in, int64_t ky0, int64_t 
     }
 }
 
-/* The taps k of a window that starts at `at` with at + k·dilation inside [0, size). */
-static inline void taps_inside(int64_t at, int64_t size, int64_t taps, int64_t dilation, int64_t *first, int64_t *end) {
-    *first = at < 0 ? (-at + dilation - 1) / dilation : 0;
-    *end = at >= size ? 0 : (size - at + dilation - 1) / dilation;
-    if (*end > taps) *end = taps;
-    if (*first > *end) *first = *end;
-}
-
 static void depthwise_row(const args *g, const float *image, int64_t y0, float *row) {
     int64_t H = g->i[1], W = g->i[2], C = g->i[3], OW = g->i[5], KW = g->i[8], sx = g->i[10], left = g->i[12], dx = g->i[14];
     int64_t ky0, ky1, kx0, kx1;

@@ -12,26 +12,39 @@ static inline vec splat(float x) {
     return x - (vec){0}; /* x − 0 is x, signed zeros included, so only the broadcast remains */
 }
 
+/* The left operand. A row is `runs` runs of `k` neighbours, `pitch` apart; row r + 1 lies `lda` behind row r. An ordinary matrix
+   has one run; the patches of a convolution, in the image itself, have one for each line of the kernel. */
+typedef struct {
+    const float *at;
+    int64_t lda, k, runs, pitch;
+} left;
+
+static inline left matrix(const float *a, int64_t lda, int64_t k) { return (left){a, lda, k, 1, 0}; }
+
 #define HALF 12 /* rows of a tile that is one vector wide: enough sums for additions not to wait for each other */
 
-/* C[rows, vectors·VL] (+)= A[rows, k] · B, all loops known to the compiler so that C stays in registers. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int vectors, const float *a, int64_t lda, const float *b,
-                                                       int64_t panel, int64_t k, float *c, int64_t ldc, const float *bias, int first) {
+/* C[rows, vectors·VL] (+)= A · B from row m of A on, all loops known to the compiler so that C stays in registers. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int vectors, const left *A, int64_t m, const float *b,
+                                                       int64_t panel, float *c, int64_t ldc, const float *bias, int first) {
+    int64_t lda = A->lda, k = A->k;
     vec acc[HALF][8];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; j++)
             acc[r][j] = !first ? load(c + r * ldc + j * VL) : bias ? load(bias + j * VL) : splat(0.0f);
-    for (int64_t i = 0; i < k; i++) {
-        vec w[8];
+    for (int64_t run = 0; run < A->runs; run++, b += k * NR) {
+        const float *a = A->at + m * lda + run * A->pitch;
+        for (int64_t i = 0; i < k; i++) {
+            vec w[8];
 #pragma GCC unroll 8
-        for (int j = 0; j < vectors; j++) w[j] = load(b + (j / 2) * panel + i * NR + (j % 2) * VL);
+            for (int j = 0; j < vectors; j++) w[j] = load(b + (j / 2) * panel + i * NR + (j % 2) * VL);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            vec x = splat(a[r * lda + i]);
+            for (int r = 0; r < rows; r++) {
+                vec x = splat(a[r * lda + i]);
 #pragma GCC unroll 8
-            for (int j = 0; j < vectors; j++) acc[r][j] += x * w[j];
+                for (int j = 0; j < vectors; j++) acc[r][j] += x * w[j];
+            }
         }
     }
 #pragma GCC unroll 16
@@ -40,12 +53,12 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         for (int j = 0; j < vectors; j++) store(c + r * ldc + j * VL, acc[r][j]);
 }
 
-#define TILE(ROWS, VECTORS)                                                                                         \
-    static __attribute__((noinline)) void tile_##ROWS##_##VECTORS(const float *a, int64_t lda, const float *b, int64_t panel, \
-                                                                  int64_t k, float *c, int64_t ldc, const float *bias, int first) { \
-        tile(ROWS, VECTORS, a, lda, b, panel, k, c, ldc, bias, first);                                              \
+#define TILE(ROWS, VECTORS)                                                                                              \
+    static __attribute__((noinline)) void tile_##ROWS##_##VECTORS(const left *A, int64_t m, const float *b, int64_t panel, float *c, \
+                                                                  int64_t ldc, const float *bias, int first) {           \
+        tile(ROWS, VECTORS, A, m, b, panel, c, ldc, bias, first);                                                        \
     }
-typedef void (*tile_fn)(const float *, int64_t, const float *, int64_t, int64_t, float *, int64_t, const float *, int);
+typedef void (*tile_fn)(const left *, int64_t, const float *, int64_t, float *, int64_t, const float *, int);
 
 TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1)
 static const tile_fn half_tiles[HALF + 1] = {0, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1,
@@ -61,8 +74,8 @@ static const tile_fn tiles[MR + 1] = {0, tile_1_2, tile_2_2, tile_3_2, tile_4_2,
 
 /* One panel of C for all rows. The last panel may be narrower than NR: half of one is left out if that is enough, and what is
    no whole vector goes through a buffer. */
-static void panel_product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t panel, int64_t k, float *c, int64_t ldc,
-                          int64_t width, const float *bias, int first) {
+static void panel_product(const left *A, int64_t rows, const float *b, int64_t panel, float *c, int64_t ldc, int64_t width,
+                          const float *bias, int first) {
     const tile_fn *table = width <= VL ? half_tiles : tiles;
     int64_t step = width <= VL ? HALF : MR, full = width <= VL ? VL : NR;
     float edge[HALF * NR], edge_bias[NR] = {0};
@@ -70,64 +83,81 @@ static void panel_product(const float *a, int64_t lda, int64_t rows, const float
     for (int64_t m = 0; m < rows; m += step) {
         int64_t r = rows - m < step ? rows - m : step;
         if (width == full) {
-            table[r](a + m * lda, lda, b, panel, k, c + m * ldc, ldc, bias, first);
+            table[r](A, m, b, panel, c + m * ldc, ldc, bias, first);
             continue;
         }
         if (!first)
             for (int64_t i = 0; i < r; i++) memcpy(edge + i * full, c + (m + i) * ldc, width * 4);
-        table[r](a + m * lda, lda, b, panel, k, edge, full, bias ? edge_bias : 0, first);
+        table[r](A, m, b, panel, edge, full, bias ? edge_bias : 0, first);
         for (int64_t i = 0; i < r; i++)
             for (int64_t j = 0; j < width; j++) c[(m + i) * ldc + j] = edge[i * full + j];
     }
 }
 
-/* C[rows, n] = A[rows, k] · Bᵀ + bias for very few columns: b is [n, k], and sums run along k, eight rows at a time. */
-static void dots(const float *a, int64_t lda, int64_t rows, const float *b, int64_t k, float *c, int64_t ldc, int64_t n, const float *bias) {
+/* C[rows, n] = A · Bᵀ + bias for very few columns: b is [n, `depth`], and sums run along it, eight rows at a time. */
+static void dots(left A, int64_t rows, const float *b, int64_t depth, float *c, int64_t ldc, int64_t n, const float *bias) {
     for (int64_t m = 0; m < rows; m += 8) {
         int64_t last = rows - 1 - m;
-        const float *row[8];
-        for (int r = 0; r < 8; r++) row[r] = a + (m + (r < last ? r : last)) * lda;
         for (int64_t j = 0; j < n; j++) {
-            const float *w = b + j * k;
             vec acc[8];
-            int64_t i = 0;
+            float rest[8] = {0};
 #pragma GCC unroll 8
             for (int r = 0; r < 8; r++) acc[r] = splat(0.0f);
-            for (; i + VL <= k; i += VL) {
-                vec x = load(w + i);
+            for (int64_t run = 0; run < A.runs; run++) {
+                const float *w = b + j * depth + run * A.k, *row[8];
+                for (int r = 0; r < 8; r++) row[r] = A.at + (m + (r < last ? r : last)) * A.lda + run * A.pitch;
+                int64_t i = 0;
+                for (; i + VL <= A.k; i += VL) {
+                    vec x = load(w + i);
 #pragma GCC unroll 8
-                for (int r = 0; r < 8; r++) acc[r] += load(row[r] + i) * x;
+                    for (int r = 0; r < 8; r++) acc[r] += load(row[r] + i) * x;
+                }
+                for (; i < A.k; i++)
+                    for (int r = 0; r < 8; r++) rest[r] += row[r][i] * w[i];
             }
             for (int r = 0; r < 8 && r <= last; r++) {
-                float lanes[VL], sum = bias ? bias[j] : 0.0f;
+                float lanes[VL];
                 store(lanes, acc[r]);
                 for (int width = VL / 2; width; width /= 2)
                     for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
-                for (int64_t l = i; l < k; l++) lanes[0] += row[r][l] * w[l];
-                c[(m + r) * ldc + j] = sum + lanes[0];
+                c[(m + r) * ldc + j] = (bias ? bias[j] : 0.0f) + lanes[0] + rest[r];
             }
         }
     }
 }
 
-/* C[rows, n] = A[rows, k] · B + bias over the columns [from, to), which start on a panel. */
-static void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t k, float *c, int64_t ldc, int64_t from, int64_t to,
+/* C[rows, n] (+)= A · B over the columns [from, to), which start on a panel; B's panels are `depth` rows high, of which A's
+   k · runs are used. Small enough for the rows of a panel to stay in the first-level cache. */
+static void product_part(const left *A, int64_t rows, const float *b, int64_t depth, float *c, int64_t ldc, int64_t from, int64_t to,
+                         const float *bias, int first) {
+    int64_t j = from;
+    if (rows <= 2) { /* few rows: several panels at once, or the additions would wait for each other */
+        int64_t step = rows == 1 ? 4 * NR : 2 * NR;
+        tile_fn wide = rows == 1 ? tile_1_8 : tile_2_4;
+        for (; j + step <= to; j += step) wide(A, 0, b + j * depth, depth * NR, c + j, ldc, bias ? bias + j : 0, first);
+    }
+    for (; j < to; j += NR)
+        panel_product(A, rows, b + j * depth, depth * NR, c + j, ldc, to - j < NR ? to - j : NR, bias ? bias + j : 0, first);
+}
+
+/* C[rows, n] = A · B + bias over the columns [from, to). */
+static void product(left A, int64_t rows, const float *b, int64_t depth, float *c, int64_t ldc, int64_t from, int64_t to,
                     const float *bias) {
-    if (!k)
+    int first = 1;
+    if (!A.k || !A.runs)
         for (int64_t m = 0; m < rows; m++)
             for (int64_t j = from; j < to; j++) c[m * ldc + j] = bias ? bias[j] : 0.0f;
-    for (int64_t k0 = 0; k0 < k; k0 += KC) {
-        int64_t kc = k - k0 < KC ? k - k0 : KC, j = from;
-        const float *bk = b + k0 * NR;
-        if (rows <= 2) { /* few rows: several panels at once, or the additions would wait for each other */
-            int64_t step = rows == 1 ? 4 * NR : 2 * NR;
-            tile_fn wide = rows == 1 ? tile_1_8 : tile_2_4;
-            for (; j + step <= to; j += step)
-                wide(a + k0, lda, bk + j * k, k * NR, kc, c + j, ldc, bias ? bias + j : 0, k0 == 0);
+    else if (A.k <= KC)
+        for (int64_t run = 0, some = KC / A.k; run < A.runs; run += some, first = 0) {
+            left part = {A.at + run * A.pitch, A.lda, A.k, A.runs - run < some ? A.runs - run : some, A.pitch};
+            product_part(&part, rows, b + run * A.k * NR, depth, c, ldc, from, to, bias, first);
         }
-        for (; j < to; j += NR)
-            panel_product(a + k0, lda, rows, bk + j * k, k * NR, kc, c + j, ldc, to - j < NR ? to - j : NR, bias ? bias + j : 0, k0 == 0);
-    }
+    else
+        for (int64_t run = 0; run < A.runs; run++)
+            for (int64_t k0 = 0; k0 < A.k; k0 += KC, first = 0) {
+                left part = matrix(A.at + run * A.pitch + k0, A.lda, A.k - k0 < KC ? A.k - k0 : KC);
+                product_part(&part, rows, b + (run * A.k + k0) * NR, depth, c, ldc, from, to, bias, first);
+            }
 }
 
 /* Add the residual to finished rows of C and apply the activation, while they are in the cache. */
@@ -157,7 +187,7 @@ static void gemm_rows(void *context, int64_t begin, int64_t end, int worker) {
     for (int64_t t = begin; t < end; t++) {
         int64_t m = t * block, rows = M - m < block ? M - m : block;
         float *c = (float *)g->p[0] + m * N;
-        product((const float *)g->p[1] + m * lda, lda, rows, g->p[2], K, c, N, 0, N, g->p[3]);
+        product(matrix((const float *)g->p[1] + m * lda, lda, K), rows, g->p[2], K, c, N, 0, N, g->p[3]);
         finish(c, N, rows, N, g->p[4] ? (const float *)g->p[4] + m * N : 0, (int)g->i[4], g->f[0], g->f[1]);
     }
 }
@@ -167,7 +197,7 @@ static void gemm_columns(void *context, int64_t begin, int64_t end, int worker) 
     (void)worker;
     int64_t M = g->i[0], N = g->i[1], from = begin * NR, to = end * NR < N ? end * NR : N;
     float *c = g->p[0];
-    product(g->p[1], g->i[3], M, g->p[2], g->i[2], c, N, from, to, g->p[3]);
+    product(matrix(g->p[1], g->i[3], g->i[2]), M, g->p[2], g->i[2], c, N, from, to, g->p[3]);
     for (int64_t m = 0; m < M; m++)
         finish(c + m * N + from, to - from, 1, to - from, g->p[4] ? (const float *)g->p[4] + m * N + from : 0, (int)g->i[4], g->f[0],
                g->f[1]);

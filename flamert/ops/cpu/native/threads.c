@@ -1,13 +1,17 @@
-/* See threads.h. Workers spin briefly for the next region, since plans run kernels back to back, and then sleep. */
+/* See threads.h. Workers spin briefly for the next region, since plans run kernels back to back, and then sleep. A region ends
+   when its work is done, whether or not every worker has come: on a busy machine one may get a processor only much later. */
 #define _GNU_SOURCE
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
 #define MAX_THREADS 64
-#define SPINS 4000 /* about 20 µs of pauses */
+#define SPINS 4000 /* some 50 µs of pauses */
+#define PATIENCE 200 /* pauses before a thread that waits for another offers it the processor */
+#define CLOSED (-(1 << 20))
 
 static struct {
     pthread_mutex_t lock, region;
@@ -20,8 +24,8 @@ static struct {
     void *context;
     int64_t n, piece;
     atomic_llong next;
-    atomic_int running;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .region = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .wanted = 1};
+    atomic_int inside; /* workers in the region, CLOSED more once none may enter */
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .region = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .wanted = 1, .inside = CLOSED};
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -38,6 +42,13 @@ static void take_pieces(int worker) {
         int64_t end = begin + pool.piece < pool.n ? begin + pool.piece : pool.n;
         pool.fn(pool.context, begin, end, worker);
     }
+}
+
+static int enter(void) {
+    int inside = atomic_load_explicit(&pool.inside, memory_order_relaxed);
+    while (inside >= 0)
+        if (atomic_compare_exchange_weak_explicit(&pool.inside, &inside, inside + 1, memory_order_acquire, memory_order_relaxed)) return 1;
+    return 0;
 }
 
 static void *work(void *argument) {
@@ -57,8 +68,10 @@ static void *work(void *argument) {
             pthread_mutex_unlock(&pool.lock);
         }
         seen = atomic_load_explicit(&pool.generation, memory_order_acquire);
-        if (worker < pool.active) take_pieces(worker);
-        atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
+        if (enter()) {
+            if (worker < pool.active) take_pieces(worker);
+            atomic_fetch_sub_explicit(&pool.inside, 1, memory_order_release);
+        }
     }
     return NULL;
 }
@@ -70,6 +83,7 @@ static void start_workers(void) {
         pool.started = 0;
         atomic_store(&pool.sleepers, 0);
         atomic_store(&pool.generation, 0);
+        atomic_store(&pool.inside, CLOSED);
     }
     while (pool.started < pool.wanted - 1) {
         pthread_t thread;
@@ -98,7 +112,7 @@ void parallel_for(int64_t n, int64_t grain, int most, range_fn fn, void *context
     pool.context = context;
     pool.n = n;
     atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool.running, pool.started, memory_order_relaxed);
+    atomic_store_explicit(&pool.inside, 0, memory_order_release);
     atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
     if (atomic_load(&pool.sleepers)) {
         pthread_mutex_lock(&pool.lock);
@@ -106,7 +120,12 @@ void parallel_for(int64_t n, int64_t grain, int most, range_fn fn, void *context
         pthread_mutex_unlock(&pool.lock);
     }
     take_pieces(0);
-    while (atomic_load_explicit(&pool.running, memory_order_acquire) > 0) relax();
+    atomic_fetch_add_explicit(&pool.inside, CLOSED, memory_order_relaxed);
+    for (int spins = 0; atomic_load_explicit(&pool.inside, memory_order_acquire) != CLOSED;)
+        if (++spins % PATIENCE)
+            relax();
+        else
+            sched_yield();
     pthread_mutex_unlock(&pool.region);
 }
 
