@@ -1,7 +1,8 @@
-"""Graph → Graph: rebuild by a rule, substitute Values, inline one graph into another, match patterns. Passes are written in these."""
+"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into another, match patterns. Passes are written in these."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,22 +14,27 @@ Rule = Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | None]
 
 def rebuild(graph: Graph, rule: Rule) -> Graph:
     """Apply `rule` to every node, operands first. A node whose operands and op stay the same stays the same object."""
-    new: dict[Value, Value] = {}
+    new: dict[Value | None, Value | None] = {None: None}
+    """Only what has changed."""
     for node in graph.nodes:
-        inputs = tuple([None if v is None else new[v] for v in node.inputs])
+        if node.op is INPUT:
+            continue
+        inputs = node.inputs
+        if len(new) > 1:
+            inputs = tuple([new.get(v, v) for v in inputs])
         with sourced(node.source):
-            results = None if node.op is INPUT else rule(node, inputs)
-            if results is None:
-                results = node.outputs if inputs == node.inputs else with_inputs(node, inputs).outputs
-        for old, value in zip(node.outputs, results, strict=True):
-            new[old] = value
-    return Graph(graph.inputs, [new[v] for v in graph.outputs])
+            results = rule(node, inputs)
+        if results is not None:
+            new.update(zip(node.outputs, results, strict=True))
+        elif inputs != node.inputs:
+            new.update(zip(node.outputs, with_inputs(node, inputs).outputs, strict=True))
+    outputs = tuple([new.get(v, v) for v in graph.outputs])
+    return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
 
 
 def with_inputs(node: Node, inputs: tuple[Value | None, ...]) -> Node:
     """The same application to other operands of the same types."""
-    with sourced(node.source):
-        return Node(node.op, inputs, node.attrs, node.types)
+    return Node(node.op, inputs, node.attrs, node.types, node.source)
 
 
 def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
@@ -63,13 +69,14 @@ def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
 
 
 def inline(graph: Graph, arguments: Sequence[Value | None]) -> tuple[Value, ...]:
-    """The graph's outputs, with its inputs replaced by `arguments`."""
+    """The graph's outputs, with its inputs replaced by `arguments`. Nodes without a source get that of whoever inlines."""
     new: dict[Value, Value | None] = dict(zip(graph.inputs, arguments, strict=True))
     for node in graph.nodes:
         if node.op is INPUT:
             continue
         inputs = tuple([None if v is None else new[v] for v in node.inputs])
-        results = node.outputs if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types).outputs
+        with contextlib.nullcontext() if node.source is None else sourced(node.source):
+            results = node.outputs if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types).outputs
         new.update(zip(node.outputs, results, strict=True))
     return tuple([new[v] for v in graph.outputs])  # type: ignore[misc]
 

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -62,7 +63,11 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels, heads):
         super().__init__()
         self.heads = heads
-        self.norm, self.qkv, self.out = nn.GroupNorm(4, channels), nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.norm, self.qkv, self.out = (
+            nn.GroupNorm(4, channels),
+            nn.Linear(channels, 3 * channels),
+            nn.Linear(channels, channels),
+        )
 
     def forward(self, x):
         b, c, h, w = x.shape
@@ -199,3 +204,52 @@ class Llama(nn.Module):
             x, k, v = layer(x, cos, sin, mask, k, v)
             caches += [k, v]
         return self.head(self.norm(x)), *caches
+
+
+class Bert(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, mask):
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+class GPT2(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        positions = torch.arange(ids.shape[1])[None]
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False).logits
+
+
+class ViT(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(pixel_values=x).last_hidden_state
+
+
+def bert(attention="sdpa"):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=60, attn_implementation=attention, **sizes)
+    return Bert(transformers.BertModel(config, add_pooling_layer=False))
+
+
+def gpt2():
+    transformers = pytest.importorskip("transformers")
+    return GPT2(
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    )
+
+
+def vit():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes)
+    return ViT(transformers.ViTModel(config, add_pooling_layer=False))

@@ -64,7 +64,7 @@ def _plus(x: Value, other: Value) -> Value | None:
 
 def _extended(node: Node, inputs: tuple[Value | None, ...], **attrs: Any) -> Value:
     """The product with more operands, or with an activation; its type stays, so that no rule need find it again."""
-    return Node(node.op, inputs, {**node.attrs, **attrs}, node.types, node.source).outputs[0]
+    return Node(node.op, inputs, {**node.attrs, **attrs}, node.types).outputs[0]
 
 
 def _bounded(op: str, x: Value, bound: Value) -> Value | None:

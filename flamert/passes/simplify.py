@@ -89,6 +89,17 @@ def neutral(number: float, *sides: int) -> Callable[[Node, Inputs], Value | None
     return rule
 
 
+def _where(node: Node, inputs: Inputs) -> Value | None:
+    """The one side that a constant condition chooses everywhere."""
+    condition, a, b = inputs
+    assert condition is not None and a is not None and b is not None
+    array = condition.constant
+    if array is None or not array.size or array.any() != array.all():
+        return None
+    chosen = a if array.all() else b
+    return chosen if chosen.type == node.types[0] else None
+
+
 def _clip(node: Node, inputs: Inputs) -> Value:
     """In its parts, which later passes know how to fuse."""
     return expand(node, inputs)[0]
@@ -125,5 +136,6 @@ RULES: dict[str, Callable[[Node, Inputs], Value | None]] = {
     "sub": neutral(0, 1),
     "pow": _pow,
     "clip": _clip,
+    "where": _where,
 }
 """By op: the Value that stands for a node, or None to keep it. (x + 0 stays: it turns −0 into 0.)"""

@@ -55,7 +55,7 @@ def gelu(index: Index, node: Node) -> Match | None:
             return None
         value = reader.outputs[0]
         if x is not None and close(k, 0.5, argument.dtype):
-            return (value, function(x)) if index.enclosed(inside, value) else None
+            return (value, index.make(function, x)) if index.enclosed(inside, value) else None
     return None
 
 
@@ -78,7 +78,7 @@ def swish(index: Index, node: Node) -> Match | None:
     p = polynomial(argument, x, inside)
     if p is None or len(p) != 2 or p[0] or not p[1] or not index.enclosed(inside, reader.outputs[0]):
         return None
-    return reader.outputs[0], ops.swish(x, alpha=p[1])
+    return reader.outputs[0], index.make(ops.swish, x, alpha=p[1])
 
 
 def mish(index: Index, node: Node) -> Match | None:
@@ -88,7 +88,7 @@ def mish(index: Index, node: Node) -> Match | None:
         return None
     x, inside = other(reader, node.outputs[0]), [node, reader]
     alike = _softplus(node.inputs[0], inside) is x and index.enclosed(inside, reader.outputs[0])
-    return (reader.outputs[0], ops.mish(x)) if alike else None
+    return (reader.outputs[0], index.make(ops.mish, x)) if alike else None
 
 
 def _softplus(value: Value | None, inside: list[Node]) -> Value | None:
@@ -119,7 +119,7 @@ def hard_swish(index: Index, node: Node) -> Match | None:
     if x is None or reader is None or reader.op.name != "mul" or other(reader, node.outputs[0]) is not x:
         return None
     alike = close(node.attrs["alpha"], 1 / 6, x.dtype) and close(node.attrs["beta"], 0.5, x.dtype)
-    return (reader.outputs[0], ops.hard_swish(x)) if alike else None
+    return (reader.outputs[0], index.make(ops.hard_swish, x)) if alike else None
 
 
 class Line(NamedTuple):
@@ -147,9 +147,10 @@ def hard_sigmoid(index: Index, node: Node) -> Match | None:
                 if not index.enclosed([node, inner, *below, *nodes], value):
                     continue
                 if partner is not None and close(slope / h, 1 / 6, dtype) and close(offset / h, 0.5, dtype):
-                    return value, ops.hard_swish(x)
-                if partner is None and alone is None and slope != 1:  # slope 1: a bias and a clip, which products absorb
-                    alone = value, ops.hard_sigmoid(x, alpha=slope / h, beta=offset / h)
+                    return value, index.make(ops.hard_swish, x)
+                # With slope 1 it is a bias and a clip, which products absorb as they are.
+                if partner is None and alone is None and not close(slope / h, 1, dtype):
+                    alone = value, index.make(ops.hard_sigmoid, x, alpha=slope / h, beta=offset / h)
     return alone
 
 

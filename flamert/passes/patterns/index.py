@@ -10,6 +10,7 @@ import numpy as np
 
 from flamert import dtypes
 from flamert.graph import Graph, Node, Value, sourced
+from flamert.ops.op import Op
 
 Match = tuple[Value, Value]
 """A Value of the graph and the expression that replaces it."""
@@ -44,6 +45,14 @@ class Index:
         found = self.readers.get(value, ())
         return found[0] if len(found) == 1 and value not in self.returned else None
 
+    def make(self, op: Op, *inputs: Value | None, **attrs: Any) -> Value:
+        """op(*inputs, **attrs), with the types inferred once for all applications alike: layers repeat."""
+        key = (op.name, tuple([None if v is None else v.type for v in inputs]), tuple(attrs.items()))
+        like = self.memo.get(key)
+        if like is None:
+            like = self.memo[key] = op(*inputs, **attrs).node
+        return Node(op, inputs[: len(like.inputs)], like.attrs, like.types).outputs[0]
+
     def enclosed(self, inside: Iterable[Node], root: Value) -> bool:
         """Whether nobody but these nodes reads their results, `root` excepted."""
         members = set(inside)
@@ -56,6 +65,14 @@ class Index:
 
 Recogniser = Callable[[Index, Node], Match | None]
 Recognisers = Mapping[str, Sequence[Recogniser]]
+
+
+def known(value: Value) -> np.ndarray | None:
+    """The array of a constant, or of a constant broadcast to more, which stays a view."""
+    if value.node.op.name == "expand":
+        array = value.node.inputs[0].constant  # type: ignore[union-attr]
+        return None if array is None else np.broadcast_to(array, value.shape)
+    return value.constant
 
 
 def scalar(value: Value | None) -> float | None:
@@ -170,7 +187,7 @@ def same(a: Coefficients | None, b: Coefficients, dtype: np.dtype) -> bool:
 
 
 def reduction(value: Value, inside: list[Node]) -> tuple[str, Value, tuple[int, ...], float] | None:
-    """(op, x, axes, k) where `value` is k · op(x) over these axes, which have length 1, are gone, or are broadcast over again."""
+    """(op, x, axes, k) where `value` is k · op(x) over these axes, which have length 1, are gone or broadcast again."""
     top, k = value, 1.0
     spread: Value | None = None
     for _ in range(STEPS):

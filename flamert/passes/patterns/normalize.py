@@ -1,11 +1,8 @@
-"""Normalisations that exporters wrote in means and roots: layer norm, RMS norm, group norm by way of instance norm, and softmax."""
+"""Normalisations that exporters wrote in means and roots: layer norm, RMS norm, group norm by instance norm, and softmax."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
-
-import numpy as np
 
 from flamert import dtypes, ops
 from flamert.graph import Node, Value
@@ -128,9 +125,8 @@ def _inverse(index: Index, root: Node, inside: list[Node]) -> tuple[Value, bool]
     """(value, true) where the root is inverted before it is used, (the root, false) otherwise; aligned with x if need be."""
     value, inverse = root.outputs[0], root.op.name == "pow"
     while (reader := index.reader(value)) is not None:
-        inverts = reader.op.name == "reciprocal" or (
-            reader.op.name == "div" and reader.inputs[1] is value and scalar(reader.inputs[0]) == 1 and reader.types[0] == value.type
-        )
+        quotient = reader.op.name == "div" and reader.inputs[1] is value and reader.types[0] == value.type
+        inverts = reader.op.name == "reciprocal" or (quotient and scalar(reader.inputs[0]) == 1)
         if reader.op.name not in ("reshape", "expand") and (inverse or not inverts):
             break
         inverse = inverse or inverts
@@ -214,7 +210,9 @@ def _finished(
     if not index.enclosed(inside, value) or value.type != x.type:
         return None
     options = {"axis": spread.axes[0], "epsilon": spread.epsilon}
-    return value, ops.layer_norm(x, scale, bias, **options) if spread.centred else ops.rms_norm(x, scale, **options)
+    if spread.centred:
+        return value, index.make(ops.layer_norm, x, scale, bias, **options)
+    return value, index.make(ops.rms_norm, x, scale, **options)
 
 
 def group_norm(index: Index, node: Node) -> Match | None:
@@ -243,7 +241,7 @@ def group_norm(index: Index, node: Node) -> Match | None:
     # The first reshape may have other readers: it costs nothing.
     if not index.enclosed(inside[1:], value):
         return None
-    return value, ops.group_norm(x, *operands, groups=groups, epsilon=node.attrs["epsilon"])
+    return value, index.make(ops.group_norm, x, *operands, groups=groups, epsilon=node.attrs["epsilon"])
 
 
 def _all(value: Value, number: float) -> bool:
@@ -285,5 +283,5 @@ def softmax(index: Index, node: Node) -> Match | None:
         if reduction(total, inside) != ("reduce_sum", exponential, (axis,), 1.0):
             return None
         root = reader.outputs[0]
-        return (root, ops.softmax(x, axis=axis)) if index.enclosed([*inside, reader], root) else None
+        return (root, index.make(ops.softmax, x, axis=axis)) if index.enclosed([*inside, reader], root) else None
     return None
