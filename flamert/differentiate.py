@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,46 +42,56 @@ def vjp(
     for name, target in zip(names, targets, strict=True):
         if target.dtype not in DIFFERENTIABLE:
             raise NoGradient(f"{name!r} is {target.dtype.name}: there are no gradients with respect to integers")
+        if wrt is not None and name in traced.static:
+            raise NoGradient(f"the shapes in the model depend on what {name!r} holds: it has no gradient")
     given = [(v, s) for v, s in zip(outputs, seeds, strict=True) if s is not None]
     flows = grad([v for v, _ in given], targets, [s for _, s in given])
     leaves = [(n, e) for n, e in traced.inputs.items() if isinstance(e, Value) and n not in traced.static]
     returned = [*outputs, *[f for f in flows if f is not None]]
     graph = Graph([*[v for _, v in leaves], *[s for _, s in given]], returned)
     arrays = [feeds[n] if n in feeds else model.params[n] for n, _ in leaves]
-    weights = [_cotangent(cotangents[n], v.type, n) for n, v, s in zip(results, outputs, seeds, strict=True) if s is not None]
+    weights = [_cotangent(cotangents[n], v.type, n) for n, v in zip(results, outputs, strict=True) if n in cotangents]
     values = iter(_run(model, graph, [*arrays, *weights]))
     forward = {n: next(values) for n in results}
-    backward = {n: next(values) if f is not None else np.zeros(t.shape, t.dtype) for n, f, t in zip(names, flows, targets, strict=True)}
-    return forward, backward
+    return forward, _gradients(names, targets, flows, values)
 
 
-def value_and_grad(model: Model, loss: Loss, wrt: Sequence[str] | None = None) -> Callable[..., tuple[float, dict[str, np.ndarray]]]:
+def value_and_grad(
+    model: Model, loss: Loss, wrt: Sequence[str] | None = None
+) -> Callable[..., tuple[float, dict[str, np.ndarray]]]:
     """A function (inputs, targets) → (loss value, gradients by name).
 
     loss: (outputs by name, targets by name), both Values → a scalar Value. wrt: as in `Model.vjp`.
     """
 
-    def evaluate(inputs: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[float, dict[str, np.ndarray]]:
+    def evaluate(inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> tuple[float, dict[str, np.ndarray]]:
         feeds = {n: np.asarray(checked(model.spec(n), x, model.device)) for n, x in inputs.items()}
-        wanted = {n: np.asarray(t) for n, t in targets.items()}
+        wanted = {n: np.asarray(t) for n, t in labels.items()}
         names = tuple(wrt) if wrt is not None else _all_floating(model, feeds)
         variable = frozenset(n for n in names if n in model.params)
         results = tuple(o.name for o in model.outputs)
         traced = model.trace(feeds, (*results, *[n for n in names if n not in variable]), variable)
-        labels = {n: g.input(TensorType(t.shape, t.dtype), n) for n, t in wanted.items()}
-        value = loss({n: _tensor(traced, n) for n in results}, labels)
+        given = {n: g.input(TensorType(t.shape, t.dtype), n) for n, t in wanted.items()}
+        value = loss({n: _tensor(traced, n) for n in results}, given)
         if value.type.size != 1:
             raise ShapeError(f"a loss is one number, got {value.type}")
-        flows = grad(value, [_tensor(traced, n) for n in names])
+        targets = [_tensor(traced, n) for n in names]
+        flows = grad(value, targets)
         leaves = [(n, e) for n, e in traced.inputs.items() if isinstance(e, Value) and n not in traced.static]
-        graph = Graph([*[v for _, v in leaves], *labels.values()], [value, *[f for f in flows if f is not None]])
+        graph = Graph([*[v for _, v in leaves], *given.values()], [value, *[f for f in flows if f is not None]])
         arrays = [feeds[n] if n in feeds else model.params[n] for n, _ in leaves]
         values = iter(_run(model, graph, [*arrays, *wanted.values()]))
         number = float(next(values).reshape(()))
-        zeros = {n: _tensor(traced, n).type for n in names}
-        return number, {n: next(values) if f is not None else np.zeros(*zeros[n]) for n, f in zip(names, flows, strict=True)}
+        return number, _gradients(names, targets, flows, values)
 
     return evaluate
+
+
+def _gradients(
+    names: Sequence[str], targets: Sequence[Value], flows: Sequence[Value | None], values: Iterator[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The next of `values` for each flow that there is, zeros where nothing flows."""
+    return {n: np.zeros(t.shape, t.dtype) if f is None else next(values) for n, t, f in zip(names, targets, flows, strict=True)}
 
 
 def _all_floating(model: Model, feeds: Mapping[str, np.ndarray]) -> tuple[str, ...]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
@@ -49,14 +48,19 @@ class Source(NamedTuple):
 _source: ContextVar[Source | None] = ContextVar("source", default=None)
 
 
-@contextlib.contextmanager
-def sourced(source: Source | None) -> Iterator[None]:
-    """Nodes made inside the block carry `source`."""
-    token = _source.set(source)
-    try:
-        yield
-    finally:
-        _source.reset(token)
+class sourced:
+    """`with sourced(source):` nodes made inside the block carry `source`."""
+
+    __slots__ = ("source", "token")
+
+    def __init__(self, source: Source | None) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        self.token = _source.set(self.source)
+
+    def __exit__(self, *raised: object) -> None:
+        _source.reset(self.token)
 
 
 class Operation(Protocol):
@@ -91,18 +95,24 @@ class Node:
     __slots__ = ("__weakref__", "attrs", "inputs", "known", "op", "outputs", "source", "types")
 
     def __init__(
-        self, op: Any, inputs: tuple[Value | None, ...], attrs: Mapping[str, Any], types: tuple[TensorType, ...]
+        self,
+        op: Any,
+        inputs: tuple[Value | None, ...],
+        attrs: Mapping[str, Any],
+        types: tuple[TensorType, ...],
+        source: Source | None = None,
     ) -> None:
         self.op = op
         self.inputs = inputs
         self.attrs = attrs
         self.types = types
-        self.source = _source.get()
-        self.outputs = tuple([Value(self, i) for i in range(len(types))])
-        if op is INPUT:
-            self.known = False
-        else:
-            self.known = not op.random and all([v is None or v.node.known for v in inputs])
+        self.source = source or _source.get()
+        self.outputs = (Value(self, 0),) if len(types) == 1 else tuple([Value(self, i) for i in range(len(types))])
+        self.known = op is not INPUT and not op.random
+        for v in inputs:
+            if v is not None and not v.node.known:
+                self.known = False
+                break
 
     def __repr__(self) -> str:
         return f"<{self.op.name} → {', '.join(map(str, self.types))}>"
@@ -238,8 +248,7 @@ class Graph:
 
 def topological(outputs: Sequence[Value]) -> tuple[Node, ...]:
     """Every node the outputs need, operands first; iterative, so depth does not matter."""
-    order: list[Node] = []
-    done: set[Node] = set()
+    done: dict[Node, None] = {}
     for root in outputs:
         stack = [root.node]
         while stack:
@@ -247,14 +256,14 @@ def topological(outputs: Sequence[Value]) -> tuple[Node, ...]:
             if node in done:
                 stack.pop()
                 continue
-            pending = [v.node for v in node.inputs if v is not None and v.node not in done]
+            pending = [v.node for v in node.inputs if v is not None and v.node not in done] if node.inputs else None
             if pending:
-                stack.extend(reversed(pending))
+                pending.reverse()
+                stack += pending
             else:
-                done.add(node)
-                order.append(node)
+                done[node] = None
                 stack.pop()
-    return tuple(order)
+    return tuple(done)
 
 
 def uses(graph: Graph) -> dict[Value, int]:

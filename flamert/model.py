@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +17,7 @@ import numpy as np
 from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
 from flamert.feeds import TensorSpec, checked, on_gpu
-from flamert.graph import Graph
+from flamert.graph import Graph, Value
 from flamert.runtime.device import Device
 from flamert.runtime.program import Program, Slot, Stage, flatten
 
@@ -24,6 +28,9 @@ __all__ = ["About", "Model", "Params", "TensorSpec"]
 
 MAX_SIGNATURES = 64
 """Input signatures a model keeps programs for; the least recently used go first."""
+
+LARGE = 1 << 21
+"""Bytes of weights from which memory is freed as soon as a model goes, not when Python next looks for garbage."""
 
 
 class About(NamedTuple):
@@ -70,30 +77,61 @@ class Origin(Protocol):
     def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
         """The first stage for inputs of these types, the slots of the inputs' leaves, and the names of the inputs in order."""
 
-    def trace(self, feeds: Mapping[str, Any], outputs: Sequence[str], variable: frozenset[str]) -> Traced:
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Names of the weights that are running statistics, which training moves without a gradient."""
+
+    def trace(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str], variable: frozenset[str], lasting: bool, seed: int | None
+    ) -> Traced:
         """The model as one static graph, weights named in `variable` as inputs; see `flamert.importers.trace`."""
 
 
 class Traced(NamedTuple):
     """A model as one static graph: every value by name, the entries of its inputs and variable weights, and the inputs whose
-    contents it was specialised to."""
+    contents it was specialised to.
+
+    Of the training form also `moved`, what becomes of running statistics, and `counter`, which random numbers depend on.
+    """
 
     values: Mapping[str, Any]
     inputs: Mapping[str, Any]
     static: frozenset[str]
+    moved: Mapping[str, Value] = MappingProxyType({})
+    counter: Value | None = None
 
 
 class Params(MutableMapping[str, np.ndarray]):
-    """A model's parameters: name in the file → array. Assigning replaces the array; shape and dtype must stay."""
+    """A model's parameters: name in the file → array. Assigning replaces the array; shape and dtype must stay.
+
+    Weights that are being trained live elsewhere: whoever trains them `lend`s the means to fetch them, which is used when
+    somebody looks.
+    """
 
     def __init__(self, arrays: dict[str, np.ndarray], changed: Callable[[], None]) -> None:
         self._arrays = arrays
         self._changed = changed
+        self._fetch: Callable[[], Mapping[str, np.ndarray]] | None = None
+        self.assigned = 0
+        """How many assignments there have been."""
+
+    def lend(self, fetch: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """From now on some arrays are out of date; `fetch` gives their contents."""
+        self._fetch = fetch
+
+    def settle(self) -> None:
+        """Bring all arrays up to date."""
+        if self._fetch is not None:
+            fetch, self._fetch = self._fetch, None
+            self._arrays.update(fetch())
+            self._changed()
 
     def __getitem__(self, name: str) -> np.ndarray:
+        self.settle()
         return self._arrays[name]
 
     def __setitem__(self, name: str, array: Any) -> None:
+        self.settle()
         old = self._arrays.get(name)
         if old is None:
             raise InputError(f"the model has no parameter {name!r}")
@@ -103,6 +141,7 @@ class Params(MutableMapping[str, np.ndarray]):
                 f"parameter {name!r} is {old.dtype.name}{list(old.shape)}, not {array.dtype.name}{list(array.shape)}"
             )
         self._arrays[name] = np.array(array)
+        self.assigned += 1
         self._changed()
 
     def __delitem__(self, name: str) -> None:
@@ -138,10 +177,14 @@ class Model:
         self.device = device
         self.inputs = origin.inputs
         self.outputs = origin.outputs
-        self.params = Params(origin.weights, self._drop_derived)
         self._prepare = prepare
         self._cache: dict[Any, Any] = {}
         self._programs: OrderedDict[Hashable, tuple[Program, tuple[str, ...]]] = OrderedDict()
+        # Nothing here refers back to the model, so that it goes when its owner lets go of it.
+        drop = partial(_drop, self._programs, self._cache)
+        self.params = Params(origin.weights, drop)
+        large = sum([a.nbytes for a in origin.weights.values()]) > LARGE
+        weakref.finalize(self, partial(_drop, self._programs, self._cache, large)).atexit = False
         self._building = threading.Lock()
         self._specs = {spec.name: spec for spec in self.inputs}
         self._all_outputs = tuple([spec.name for spec in self.outputs])
@@ -194,6 +237,7 @@ class Model:
         weights into `<name>.data`, False all into the model file. Files are replaced whole or not at all.
         Raises CheckpointError where the system refuses to write, UnsafeModel for a link in the way.
         """
+        self.params.settle()
         self.origin.save(path, external_data)
 
     def vjp(
@@ -204,9 +248,21 @@ class Model:
 
         return vjp(self, inputs, cotangents, wrt)
 
-    def trace(self, feeds: Mapping[str, Any], names: Sequence[str], variable: frozenset[str]) -> Traced:
-        """The model as one static graph for these feeds, with weights named in `variable` as inputs. For builders of graphs."""
-        return self.origin.trace(feeds, names, variable)
+    def trace(
+        self,
+        feeds: Mapping[str, Any],
+        names: Sequence[str],
+        variable: frozenset[str],
+        *,
+        lasting: bool = False,
+        seed: int | None = None,
+    ) -> Traced:
+        """The model as one static graph for these feeds, with weights named in `variable` as inputs. For builders of graphs.
+
+        lasting: it must hold for other contents of the same types too. seed: in training form, with these random numbers.
+        """
+        self.params.settle()
+        return self.origin.trace(feeds, names, variable, lasting, seed)
 
     def prepared(self, graph: Graph) -> Graph:
         """A graph made of this model's values, after the passes."""
@@ -231,6 +287,7 @@ class Model:
         """Time every kernel call on these inputs, in the fastest of `repeats` runs; `print` it or `.save_trace(path)`."""
         from flamert.profile import profile
 
+        self.params.settle()
         program, feeds = self._lookup(inputs, self._all_outputs)
         return profile(program, feeds, repeats)
 
@@ -238,6 +295,7 @@ class Model:
         self, inputs: Mapping[str, Any], outputs: tuple[str, ...], *, host: bool = True, hot: bool = False
     ) -> list[Any]:
         """The outputs named, as a list: NumPy arrays, or with host=False as they lie on the device. hot: tune at once."""
+        self.params.settle()
         # A key that is met again was checked when it was first met, so the common case costs one look-up and no checks.
         key: list[Any] = [outputs]
         for name, x in inputs.items():
@@ -262,7 +320,7 @@ class Model:
         with self._building:
             found = self._programs.get(signature)
             if found is None:
-                self._check_complete(feeds, outputs)
+                self.require(feeds, outputs)
                 found = self._programs[signature] = self._specialise(feeds, outputs)
                 while len(self._programs) > MAX_SIGNATURES:
                     self._programs.popitem(last=False)
@@ -281,8 +339,8 @@ class Model:
     def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         like = {name: x if isinstance(x, np.ndarray | list | dict) else _stand_in(x) for name, x in feeds.items()}
         stage, slots, order = self.origin.specialise(like, outputs)
-        device, cache = self.device, self._cache
-        program = Program(stage, slots, device, lambda graph, hot: self._prepare(graph, hot, device, cache), cache)
+        device, cache, prepare = self.device, self._cache, self._prepare
+        program = Program(stage, slots, device, lambda graph, hot: prepare(graph, hot, device, cache), cache)
         return program, tuple(order)
 
     def _spec(self, name: str) -> TensorSpec:
@@ -292,7 +350,8 @@ class Model:
             known = ", ".join(map(repr, self._specs)) or "none"
             raise InputError(f"invalid input name {name!r}; the model's inputs are {known}") from None
 
-    def _check_complete(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> None:
+    def require(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> None:
+        """Raise InputError unless all inputs that the model needs are there, and every output is one of its values."""
         missing = [
             f"{name!r} ({spec})"
             for name, spec in self._specs.items()
@@ -315,13 +374,17 @@ class Model:
             return np.random.default_rng(0).standard_normal(tuple(given), np.float32).astype(dtype)
         return np.zeros(tuple(given), dtype)
 
-    def _drop_derived(self) -> None:
-        self._programs.clear()
-        self._cache.clear()
-
     def __repr__(self) -> str:
         name = self.origin.file or "of bytes"
         return f"<Model {name}: ({', '.join(self._specs)}) → ({', '.join(self._all_outputs)}) on {self.device.name}>"
+
+
+def _drop(programs: dict[Any, Any], derived: dict[Any, Any], collect: bool = False) -> None:
+    """Forget what was made from the weights. Graphs are cyclic: `collect` frees them and the weights they hold at once."""
+    programs.clear()
+    derived.clear()
+    if collect:
+        gc.collect()
 
 
 def _stand_in(array: Any) -> np.ndarray:

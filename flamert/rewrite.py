@@ -1,4 +1,4 @@
-"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into another, match patterns. Passes are written in these."""
+"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into another, match patterns. Passes are made of these."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rebuild(graph: Graph, rule: Rule) -> Graph:
             new.update(zip(node.outputs, results, strict=True))
         elif inputs != node.inputs:
             new.update(zip(node.outputs, with_inputs(node, inputs).outputs, strict=True))
-    outputs = tuple([new.get(v, v) for v in graph.outputs])
+    outputs = tuple([v if (value := new.get(v)) is None else value for v in graph.outputs])
     return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
 
 

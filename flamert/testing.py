@@ -32,7 +32,7 @@ class Case:
     """One row of a test table: an op on these arrays (None: operand left out) gives what the oracle says.
 
     oracle: a function of the inputs and attributes, or the expected array, or a tuple of them for several results.
-    Floating inputs in float32 are tried in every type of `dtypes`; the oracle is given what was left after that cast, in float64.
+    Floating inputs in float32 are tried in every type of `dtypes`; the oracle is given what that cast left of them, in float64.
     tolerance: (relative, absolute) instead of the type's own. gradient: whether central differences should be tried.
     constants: operands that are given as constants, as weights are, which some kernels insist on.
     """

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 log = logging.getLogger("flamert")
 
@@ -45,5 +44,5 @@ def set_threads(n: int) -> None:
 @functools.cache
 def _blas_setter() -> Callable[[int], Any] | None:
     """BLAS's function, which the loader finds among the dependencies of NumPy's own extension module."""
-    core = ctypes.CDLL(np._core._multiarray_umath.__file__)
+    core = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
     return next((getattr(core, name) for name in _SETTERS if hasattr(core, name)), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from flamert.cli.console import Json, emit
 from flamert.summary import table
 
 OPERATOR_COLUMNS = ("operator", "versions", "not yet", "runs by")
-OP_COLUMNS = ("op", "family", "NumPy", "CuPy", "gradient", "test rows")
+OP_COLUMNS = ("op", "family", "NumPy", "CuPy", "gradient", "tested")
 
 
 def command(
@@ -53,12 +52,12 @@ def ops(name: str = "") -> list[dict[str, Any]]:
     importlib.import_module("flamert.grad")  # registers the gradients
     from flamert.ops import OPS
 
-    tested = _test_rows()
+    tested = _tested()
     rows = []
     for op in sorted(OPS.values(), key=lambda op: op.name):
         if name.lower() in op.name:
-            count = "" if tested is None else tested[op.name]
-            values = (op.name, op.family, _kernel(op, "numpy"), _kernel(op, "cupy"), _gradient(op), count)
+            row = "?" if tested is None else "yes" if op.name in tested else "no"
+            values = (op.name, op.family, _kernel(op, "numpy"), _kernel(op, "cupy"), _gradient(op), row)
             rows.append(dict(zip(OP_COLUMNS, values, strict=True)))
     return rows
 
@@ -79,7 +78,7 @@ def page(onnx: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> Itera
     yield f"## Ops: {len(own)}"
     yield ""
     yield "*own*: a kernel written for that backend; *reference*: the kernel that serves any array module; *body*: written in"
-    yield "other ops; *view*: no work at all. *test rows*: rows in `tests/cases`."
+    yield "other ops; *view*: no work at all. *tested*: against an oracle."
     yield ""
     yield from _markdown(OP_COLUMNS, own)
 
@@ -105,10 +104,10 @@ def _gradient(op: Any) -> str:
     return "body" if op.body is not None else "not yet"
 
 
-def _test_rows() -> Counter[str] | None:
-    """How many rows of tests/cases each op has; None outside a checkout."""
+def _tested() -> set[str] | None:
+    """Ops that have a row in tests/cases; None outside a checkout."""
     try:
         cases = importlib.import_module("tests.cases").CASES
     except ImportError:
         return None
-    return Counter(case.op for case in cases)
+    return {case.op for case in cases}

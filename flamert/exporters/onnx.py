@@ -15,6 +15,7 @@ from flamert.errors import InputError
 from flamert.exporters.external import Layout
 from flamert.files import write_files
 from flamert.importers.tensors import declared, pack, stored_bytes
+from flamert.importers.weights import constants, parts
 from flamert.importers.wire import SMALLEST, Piece, Tickets, rewrite
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ def save(origin: OnnxOrigin, path: str | os.PathLike[str], external_data: str | 
     tickets = Tickets()
     for t in proto.graph.initializer:
         _put_weight(t, origin, layout, tickets, external_data)
+    changed = _changed_inside(proto, origin)
+    named = {id(t): name for name, t in changed}
     for t in _other_tensors(proto):
-        _put_other(t, origin, layout, tickets, external_data)
+        if id(t) in named:
+            _put_changed(t, origin.weights[named[id(t)]], layout, tickets, external_data)
+        else:
+            _put_other(t, origin, layout, tickets, external_data)
     files: dict[str, Iterable[Piece]] = dict(layout.files())
     pieces = _filled(proto, tickets)
     if sum(map(len, pieces)) <= MAX_PROTO:
@@ -63,8 +69,7 @@ def save(origin: OnnxOrigin, path: str | os.PathLike[str], external_data: str | 
 
 def _put_weight(t: TensorProto, origin: OnnxOrigin, layout: Layout, tickets: Tickets, external_data: str | bool) -> None:
     """Give an initializer its current contents: in a data file, or in the proto if it is not there already."""
-    array = origin.weights[t.name]
-    changed = origin.stored[t.name]() is not array
+    array, changed = origin.weights[t.name], origin.changed(t.name)
     external = t.data_location == TensorProto.EXTERNAL
     if array.dtype == dtypes.string:
         if changed:
@@ -91,6 +96,16 @@ def _put_other(t: TensorProto, origin: OnnxOrigin, layout: Layout, tickets: Tick
             layout.put(t, data, False, folder)
 
 
+def _put_changed(t: TensorProto, array: np.ndarray, layout: Layout, tickets: Tickets, external_data: str | bool) -> None:
+    """Give a tensor other than the main graph's initializers new contents, where it had its old ones."""
+    if array.dtype == dtypes.string:
+        _set_strings(t, array)
+    elif t.data_location == TensorProto.EXTERNAL and external_data is not False:
+        layout.put(t, pack(array), True, None)
+    else:
+        set_inline(t, pack(array), tickets)
+
+
 def set_inline(t: TensorProto, data: np.ndarray, tickets: Tickets) -> None:
     """Let a TensorProto hold these bytes itself; a ticket for them where they are many."""
     for field in DATA_FIELDS:
@@ -108,13 +123,25 @@ def _set_strings(t: TensorProto, array: np.ndarray) -> None:
 
 def _write_out_changed_sparse(proto: onnx.ModelProto, origin: OnnxOrigin) -> None:
     """A sparse initializer that was replaced becomes a dense one of the same name."""
-    sparse = proto.graph.sparse_initializer
-    for i in reversed(range(len(sparse))):
-        name = sparse[i].values.name
-        array = origin.weights[name]
-        if origin.stored[name]() is not array:
-            proto.graph.initializer.add(name=name, data_type=sparse[i].values.data_type, dims=array.shape)
-            del sparse[i]
+    for part, names in zip(parts(proto), origin.names, strict=True):
+        sparse: Any = getattr(part.proto, "sparse_initializer", ())
+        for i in reversed(range(len(sparse))):
+            own = sparse[i].values.name
+            if origin.changed(names[own]):
+                dims = origin.weights[names[own]].shape
+                part.proto.initializer.add(name=own, data_type=sparse[i].values.data_type, dims=dims)
+                del sparse[i]
+
+
+def _changed_inside(proto: onnx.ModelProto, origin: OnnxOrigin) -> list[tuple[str, TensorProto]]:
+    """Weights that were replaced and are no initializers of the main graph: in constants, in inner graphs, in functions."""
+    found = []
+    for part, names in zip(parts(proto), origin.names, strict=True):
+        initializers = getattr(part.proto, "initializer", []) if part.where else []
+        for own, t in [*[(t.name, t) for t in initializers], *constants(part.proto)]:
+            if own in names and origin.changed(names[own]):
+                found.append((names[own], t))
+    return found
 
 
 def _other_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -1,5 +1,9 @@
 """Gradients: `grad(value, wrt)` emits them as graph, by the rules that one module per family registers."""
 
+import sys
+import types
+from typing import Any
+
 from flamert.grad import (
     activation,
     attention,
@@ -29,6 +33,7 @@ from flamert.grad import (
 )
 from flamert.grad.registry import Missing, flat, gradient, no_gradient
 from flamert.grad.transform import grad
+from flamert.graph import Value
 
 __all__ = [
     "Missing",
@@ -62,3 +67,13 @@ __all__ = [
     "signal",
     "trees",
 ]
+
+
+class _Callable(types.ModuleType):
+    """`flamert.grad` is this package and, as users write it, the function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Value | None]:
+        return grad(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -36,26 +36,27 @@ def _gradient(
     received: Sequence[Value | None], scale: float, q: Value, k: Value, v: Value, *operands: Any
 ) -> list[Value | None]:
     """What `ops.linear_attention_gradient` gives, in basic ops; None where it `received` nothing."""
-    state, decay, beta, *seeds = (*operands, *(None,) * (5 - len(operands)))
+    padded: tuple[Any, ...] = (*operands, *(None,) * (5 - len(operands)))
+    state, decay, beta, dy, dlast = padded
     if state is None:
         state = g.constant(np.zeros((*k.shape[:2], k.shape[3], v.shape[3]), q.dtype))
-    given = [t for t in (q, k, v, state, decay, beta) if t is not None]
     wide = accumulator(max((q.dtype, state.dtype), key=lambda d: d.itemsize))
-    operands = tuple([None if t is None else cast(t, to=wide) for t in (q, k, v, state, decay, beta)])
-    full = [_full(t, gate, (*k.shape[:3], n)) for t, gate, n in zip(operands[4:], (decay, beta), (k.shape[3], 1), strict=True)]
-    operands = (*operands[:4], *full)
-    wanted = [t for t in operands if t is not None]
-    results = _recurrence(*operands, scale)
-    pairs = [(o, cast(s, to=wide)) for o, s in zip(results, seeds, strict=True) if s is not None]
+    keys = k.shape[:3]
+    q_, k_, v_, state_ = (cast(t, to=wide) for t in (q, k, v, state))
+    decay_, beta_ = (_full(gate, wide, (*keys, n)) for gate, n in ((decay, k.shape[3]), (beta, 1)))
+    y, last = _recurrence(q_, k_, v_, state_, decay_, beta_, scale)
+    pairs = [(o, cast(s, to=wide)) for o, s in ((y, dy), (last, dlast)) if s is not None]
+    wanted = [t for t in (q_, k_, v_, state_, decay_, beta_) if t is not None]
     flows = grad([o for o, _ in pairs], wanted, [s for _, s in pairs])
+    given = [t for t in (q, k, v, state, decay, beta) if t is not None]
     return [
         None if s is None else g.constant(np.zeros(s.shape, s.dtype)) if f is None else cast(f, to=t.dtype)
         for f, t, s in zip(flows, given, received, strict=True)
     ]
 
 
-def _full(x: Value | None, gate: Value | None, shape: tuple[int, ...]) -> Value | None:
-    return None if x is None or gate is None else ops.expand(x, shape=shape)
+def _full(gate: Value | None, dtype: np.dtype, shape: tuple[int, ...]) -> Value | None:
+    return None if gate is None else ops.expand(cast(gate, to=dtype), shape=shape)
 
 
 def _recurrence(

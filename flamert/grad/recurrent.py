@@ -47,9 +47,10 @@ def _(
 @gradient(ops.dynamic_quantize_lstm)
 def _(dy: Any, y: Any, *operands: Any, **attrs: Any) -> Any:
     """That of lstm: straight through the rounding."""
-    x, w, r, b, lens, *states = (*operands, *(None,) * (8 - len(operands)))
-    dx, dw, dr, db, *rest = ops.lstm_gradient(x, w, r, y[0], b, lens, *states, *dy, **attrs)
-    return dx, dw, dr, db, None, *rest
+    x, w, r, *rest = operands
+    rest += [None] * (5 - len(rest))
+    dx, dw, dr, db, *states = ops.lstm_gradient(x, w, r, y[0], *rest, *dy, **attrs)
+    return dx, dw, dr, db, None, *states
 
 
 @gradient(ops.rnn_gradient)

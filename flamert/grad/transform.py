@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
 
 from flamert import dtypes
@@ -85,7 +86,7 @@ def _between(outputs: Sequence[Value], wrt: set[Value]) -> tuple[list[Node], set
 
 
 def _independent(node: Node, wrt: set[Value]) -> bool:
-    """Whether the walk may end here: leaves of the graph, or when a single Value is asked for, since nothing in front matters."""
+    """Whether the walk may end here: leaves of the graph, or when one Value alone is asked for, as nothing before it counts."""
     return node.op in (INPUT, CONSTANT) or len(wrt) == len(node.outputs)
 
 

@@ -15,22 +15,24 @@ from flamert import ops
 from flamert.dtypes import accumulator
 from flamert.grad.transform import grad
 from flamert.graph import Value
+from flamert.ops import activation
 from flamert.ops.cast import cast
 from flamert.ops.cells import Activation
+from flamert.ops.functions import tanh
 from flamert.ops.shape import narrow
 
 FUNCTIONS: dict[str, Callable[[Value, float, float], Value]] = {
-    "sigmoid": lambda x, a, b: ops.sigmoid(x),
-    "tanh": lambda x, a, b: ops.tanh(x),
-    "relu": lambda x, a, b: ops.relu(x),
+    "sigmoid": lambda x, a, b: activation.sigmoid(x),
+    "tanh": lambda x, a, b: tanh(x),
+    "relu": lambda x, a, b: activation.relu(x),
     "affine": lambda x, a, b: x * a + b,
-    "leaky_relu": lambda x, a, b: ops.leaky_relu(x, alpha=a),
-    "thresholded_relu": lambda x, a, b: ops.thresholded_relu(x, alpha=a),
-    "scaled_tanh": lambda x, a, b: ops.tanh(x * b) * a,
-    "hard_sigmoid": lambda x, a, b: ops.hard_sigmoid(x, alpha=a, beta=b),
-    "elu": lambda x, a, b: ops.elu(x, alpha=a),
-    "softsign": lambda x, a, b: ops.softsign(x),
-    "softplus": lambda x, a, b: ops.softplus(x),
+    "leaky_relu": lambda x, a, b: activation.leaky_relu(x, alpha=a),
+    "thresholded_relu": lambda x, a, b: activation.thresholded_relu(x, alpha=a),
+    "scaled_tanh": lambda x, a, b: tanh(x * b) * a,
+    "hard_sigmoid": lambda x, a, b: activation.hard_sigmoid(x, alpha=a, beta=b),
+    "elu": lambda x, a, b: activation.elu(x, alpha=a),
+    "softsign": lambda x, a, b: activation.softsign(x),
+    "softplus": lambda x, a, b: activation.softplus(x),
 }
 """`ops.cells.ACTIVATIONS` in graph: (x, alpha, beta) → y."""
 

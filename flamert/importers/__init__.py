@@ -1,4 +1,4 @@
-"""ONNX in: files are read in load.py and onnx.py, walked in importer.py, and given meaning by one converter module per family."""
+"""ONNX in: read in load.py and onnx.py, walked in importer.py, given meaning by one converter module per family."""
 
 from flamert.importers import (
     activation,
@@ -11,6 +11,7 @@ from flamert.importers import (
     conv,
     elementwise,
     encoders,
+    gradient,
     image,
     index,
     linear,
@@ -47,6 +48,7 @@ __all__ = [
     "converter",
     "elementwise",
     "encoders",
+    "gradient",
     "image",
     "index",
     "linear",

@@ -38,14 +38,18 @@ def _(ctx: Context, limit: Value | None = None, condition: Value | None = None, 
     n, n_scans = len(state), len(body.outputs) - 1 - len(state)
     if len(body.inputs) != n + 2 or n_scans < 0:
         raise InvalidModel(f"a Loop with {n} states has a body of {len(body.inputs)} inputs and {len(body.outputs)} outputs")
+    if ctx.whole:
+        for known in (limit, condition):
+            if known is not None:
+                ctx.value(known)
     turns, go_on = _turns(ctx, limit), _truth(ctx, condition)
     endless = _stays_true(body)
     if endless and turns is not None and go_on and turns > loops.MAX_TURNS:
         raise UnsafeModel(f"the Loop asks for {turns} turns and never stops by itself; {loops.MAX_TURNS} are allowed")
     if turns == 0 or go_on is False:
         return [*state, *_no_turns(ctx, body, n, n_scans, (limit, condition, *state))]
-    if endless and go_on and turns is not None and ctx.unrolls(turns, size(body)):
-        return _unroll_loop(ctx, body, turns, n, 0, list(state), [])
+    if go_on and (ctx.whole or (endless and turns is not None and ctx.unrolls(turns, size(body)))):
+        return _unroll_loop(ctx, body, endless, turns, n, 0, list(state), [])
     inner = ctx.subprogram(body)
     run = functools.partial(loops.loop, inner, n, endless)
     return _hosted(ctx, body, run, [inner.outer, limit, condition, list(state)])
@@ -64,13 +68,20 @@ def _truth(ctx: Context, condition: Value | None) -> bool | None:
     return None if known is None else bool(known.item())
 
 
-def _unroll_loop(ctx: Context, body: OnnxGraph, turns: int, n: int, i: int, state: list[Entry], scans: list[Entry]) -> Enter:
-    """Turn i of a Loop that makes all its turns. `scans`: what earlier turns put out, turn by turn."""
+def _unroll_loop(
+    ctx: Context, body: OnnxGraph, endless: bool, turns: int | None, n: int, i: int, state: list[Entry], scans: list[Entry]
+) -> Enter:
+    """Turn i of a Loop, `turns` at most. endless: it makes them all; otherwise each turn must tell whether another follows.
+
+    scans: what earlier turns put out, turn by turn.
+    """
+    if ctx.whole:
+        ctx.unrolls(turns if endless and turns is not None else i + 1, size(body))
 
     def leave(results: list[Entry], earlier: list[Entry]) -> Any:
         collected = [*earlier, *results[1 + n :]]
-        if i + 1 < turns:
-            return _unroll_loop(ctx, body, turns, n, i + 1, results[1 : 1 + n], collected)
+        if (turns is None or i + 1 < turns) and (endless or ctx.value(results[0]).all()):
+            return _unroll_loop(ctx, body, endless, turns, n, i + 1, results[1 : 1 + n], collected)
         width = len(body.outputs) - 1 - n
         return _stacked(ctx, results[1 : 1 + n], [collected[k::width] for k in range(width)], [0] * width)
 

@@ -99,6 +99,8 @@ class Importer:
         self.training: Training | None = None
         self.whole = False
         """Whether the model must come out as one stage, so that loops are unrolled whatever it takes."""
+        self.weights: dict[int, Value] = {}
+        """What stands for weights that are no constants, by the identity of their arrays."""
         self.contents: dict[Value, np.ndarray] = {}
         """What all inputs hold, where the import is for one set of contents only."""
 
@@ -217,7 +219,8 @@ class Importer:
         if isinstance(result, Enter):
             function = result.attributes is not None
             scope = Scope(result.graph.opsets or frame.scope.opsets, None if function else frame.scope)
-            scope.names.update({k: as_entry(v) for k, v in result.graph.initializers.items()})
+            weights = result.graph.initializers
+            scope.names.update({k: self.weights.get(id(v)) or as_entry(v) for k, v in weights.items()})
             scope.names.update(result.bindings)
             entered = Frame(result.graph, scope, node, result.leave, result.state)
             entered.attributes = result.attributes if function else frame.attributes
@@ -285,7 +288,7 @@ class Importer:
             return False
         for frame in self.frames:
             if frame.node is not None and frame.node.op_type == "Gradient":
-                raise NoGradient("only data can tell how the graph goes on from xs to y: there is no one graph to differentiate")
+                raise NoGradient("only data can tell how the graph goes on from xs to y, so there is no one graph to derive")
         for depth in reversed(range(1, len(self.frames))):
             frame = self.frames[depth]
             if frame.again and frame.node is not None and frame.node.op_type in ("Loop", "Scan"):

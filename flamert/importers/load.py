@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 
 from flamert import graph as g
@@ -20,6 +19,8 @@ from flamert.importers.onnx import OnnxGraph, dtype_of, opsets, read_function, r
 from flamert.importers.registry import Entry
 from flamert.importers.source import Opened, open_model
 from flamert.importers.trace import trace
+from flamert.importers.training import statistics
+from flamert.importers.weights import collect
 from flamert.model import About, Model, TensorSpec, Traced
 from flamert.passes.pipeline import prepare
 from flamert.runtime.device import device as device_named
@@ -76,11 +77,12 @@ class OnnxOrigin:
         self.functions = dict(zip(keys, functions, strict=True))
         if len(self.functions) != len(functions):
             raise InvalidModel("a function is defined twice")
+        self.weights, self.names = collect(proto, self.graph, functions)
+        """Arrays by name; for each graph in the file, its own names for some of them."""
         for graph in (self.graph, *functions):
             check.structure(graph)
         check.expansion(self.graph, self.functions)
         tensors.release(proto.graph.initializer)
-        self.weights: dict[str, np.ndarray] = self.graph.initializers
         self.inputs = tuple([_spec(i) for i in proto.graph.input if i.name not in self.weights])
         overridable = [_spec(i) for i in proto.graph.input if i.name in self.weights]
         self.inputs += tuple(overridable)
@@ -89,14 +91,17 @@ class OnnxOrigin:
         for spec in self.inputs:
             if spec.kind == "tensor" and spec.dtype is None:
                 raise InvalidModel(f"input {spec.name!r} has no type")
-        self.stored = {name: weakref.ref(array) for name, array in self.weights.items()}
-        """The weights as the file has them, to tell which were replaced since."""
+        self._stored = {name: weakref.ref(array) for name, array in self.weights.items()}
+
+    def changed(self, name: str) -> bool:
+        """Whether a weight was replaced since it came from the file."""
+        return self._stored[name]() is not self.weights[name]
 
     @functools.cached_property
     def values(self) -> frozenset[str]:
         """See `flamert.model.Origin`."""
         made = [name for node in self.graph.nodes for name in node.outputs if name]
-        return frozenset([*made, *self.weights, *[spec.name for spec in self.inputs]])
+        return frozenset([*made, *self.graph.initializers, *[spec.name for spec in self.inputs]])
 
     def about(self) -> About:
         """See `flamert.model.Origin`."""
@@ -112,7 +117,7 @@ class OnnxOrigin:
         """See `flamert.model.Origin`."""
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
         importer = Importer(self.functions, self.file, declared)
-        bindings: dict[str, Entry] = {name: g.constant(a) for name, a in self.weights.items()}
+        bindings: dict[str, Entry] = {name: g.constant(a) for name, a in self.graph.initializers.items()}
         for spec in self.inputs:
             if spec.name in feeds:
                 bindings[spec.name] = importer.receive(feeds[spec.name], spec.name)
@@ -127,13 +132,25 @@ class OnnxOrigin:
         except Exception as error:
             raise translated(error, self.file or None, InvalidModel) from error
 
-    def trace(self, feeds: Mapping[str, Any], outputs: Sequence[str], variable: frozenset[str]) -> Traced:
+    @functools.cached_property
+    def statistics(self) -> frozenset[str]:
+        """See `flamert.model.Origin`."""
+        return statistics(self.graph, self.functions) & self.weights.keys()
+
+    def trace(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str],
+        variable: frozenset[str],
+        lasting: bool = False,
+        seed: int | None = None,
+    ) -> Traced:
         """See `flamert.model.Origin`."""
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
         weights = {n: a for n, a in self.weights.items() if n not in feeds}
         absent = {spec.name: None for spec in self.inputs if spec.name not in feeds and spec.name not in weights}
         importer = functools.partial(Importer, self.functions, self.file, declared)
-        return trace(self.graph, self.opsets, importer, weights, {**absent, **feeds}, outputs, variable)
+        return trace(self.graph, self.opsets, importer, weights, {**absent, **feeds}, outputs, variable, lasting, seed)
 
 
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:

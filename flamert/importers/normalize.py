@@ -77,8 +77,7 @@ def _(
     momentum: float = 0.9,
     training_mode: int = 0,
 ) -> Sequence[Value]:
-    y, *running = _batch_norm(x, (scale, bias, mean, var), epsilon, momentum if training_mode else None)
-    return [y, *running[:2]]
+    return _batch_norm(ctx, x, (scale, bias, mean, var), epsilon, momentum, bool(training_mode))[:3]
 
 
 @converter("BatchNormalization", 1)
@@ -98,22 +97,35 @@ def _(
 ) -> Sequence[Value]:
     """Before opset 14 a node trains if it names the outputs of training; up to opset 6 `is_test` can forbid it."""
     trains = not is_test and any(ctx.wants(i) for i in range(1, ctx.n_outputs))
-    of_training = momentum if trains else None
+    operands = (scale, bias, mean, var)
     if spatial:
-        return _batch_norm(x, (scale, bias, mean, var), epsilon, of_training)
+        return _batch_norm(ctx, x, operands, epsilon, momentum, trains)
     # Statistics for each activation: every one becomes a channel.
-    operands = tuple([ops.reshape(p, shape=(p.type.size,)) for p in (scale, bias, mean, var)])
-    y, *rest = _batch_norm(ops.reshape(x, shape=(x.shape[0], scale.type.size)), operands, epsilon, of_training)
-    return [ops.reshape(y, shape=x.shape), *[ops.reshape(v, shape=mean.shape) for v in rest]]
+    y, *rest = _batch_norm(ctx, ops.reshape(x, shape=(x.shape[0], scale.type.size)), operands, epsilon, momentum, trains)
+    return [ops.reshape(y, shape=x.shape), *rest]
 
 
-def _batch_norm(x: Value, operands: Sequence[Value], epsilon: float, momentum: float | None) -> list[Value]:
-    """y alone, or, where a momentum is given, also the running and the batch's statistics. A 1-D x has one channel."""
+def _batch_norm(
+    ctx: Context, x: Value, operands: Sequence[Value], epsilon: float, momentum: float, trains: bool
+) -> list[Value]:
+    """y alone, or, of a node that trains, also the running and the batch's statistics. A 1-D x has one channel.
+
+    In a model that is being trained every node trains, except where the batch has a single number for each channel, of
+    which there is no spread to measure.
+    """
     image = ops.reshape(x, shape=(*x.shape, 1)) if x.rank == 1 else x
-    if momentum is None:
-        return [ops.reshape(ops.batch_norm(image, *operands, epsilon=epsilon), shape=x.shape)]
-    y, *statistics = ops.batch_norm_training(image, *operands, epsilon=epsilon, momentum=momentum)
-    return [ops.reshape(y, shape=x.shape), *[cast_like(v, operands[2]) for v in statistics]]
+    statistics = operands[2:]
+    if ctx.training is not None:
+        trains = image.type.size > image.shape[1]
+        operands = (*operands[:2], *map(ctx.training.current, statistics))
+    channels = [p if p.rank == 1 else ops.reshape(p, shape=(p.type.size,)) for p in operands]
+    if not trains:
+        return [ops.reshape(ops.batch_norm(image, *channels, epsilon=epsilon), shape=x.shape)]
+    y, *found = ops.batch_norm_training(image, *channels, epsilon=epsilon, momentum=momentum)
+    found = [ops.reshape(cast_like(v, statistics[0]), shape=statistics[0].shape) for v in found]
+    if ctx.training is not None:
+        ctx.training.moved.update(zip(statistics, found, strict=False))
+    return [ops.reshape(y, shape=x.shape), *found]
 
 
 @converter("InstanceNormalization", 1)

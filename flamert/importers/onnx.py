@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto
 
+from flamert import dtypes
 from flamert.errors import InvalidModel
 from flamert.importers.tensors import DTYPES, TensorReader, dense, dtype_of, inline_tensor
 
@@ -45,8 +46,10 @@ class OnnxNode:
         if len(self.attributes) != len(proto.attribute):
             raise InvalidModel(f"{self.op_type} node {self.name!r} has an attribute twice")
         inner = {name for graph in self.subgraphs() for name in graph.free}
+        if self.op_type == "Gradient" and isinstance(y := self.attributes.get("y"), str):
+            inner.add(y)
         self.reads = frozenset(self.inputs) | inner if inner else self.inputs
-        """Every outer name the node needs, those its subgraphs capture among them."""
+        """Every outer name the node needs, those its subgraphs capture and its attributes mention among them."""
 
     def subgraphs(self) -> list[OnnxGraph]:
         """The graphs among the attributes: branches, loop bodies."""
@@ -65,7 +68,7 @@ class OnnxGraph:
         nodes: Iterable[OnnxNode],
         inputs: Iterable[str],
         outputs: Iterable[str],
-        initializers: dict[str, np.ndarray],
+        initializers: Mapping[str, np.ndarray],
         name: str = "",
     ) -> None:
         self.name = name
@@ -95,13 +98,9 @@ def read_graph(proto: GraphProto, tensors: TensorReader) -> OnnxGraph:
     if len(initializers) != len(proto.initializer) + len(proto.sparse_initializer):
         names = Counter([t.name for t in proto.initializer] + [t.values.name for t in proto.sparse_initializer])
         raise InvalidModel(f"the initializer {names.most_common(1)[0][0]!r} is there twice")
-    graph = OnnxGraph(
-        [OnnxNode(n, tensors) for n in proto.node],
-        [i.name for i in proto.input],
-        [o.name for o in proto.output],
-        initializers,
-        proto.name,
-    )
+    inputs = [i.name for i in proto.input]
+    nodes = _without_weights([OnnxNode(n, tensors) for n in proto.node], inputs, initializers)
+    graph = OnnxGraph(nodes, inputs, [o.name for o in proto.output], initializers, proto.name)
     for info in (*proto.input, *proto.output):
         tensor = info.type.tensor_type
         if tensor.elem_type in DTYPES:
@@ -112,10 +111,26 @@ def read_graph(proto: GraphProto, tensors: TensorReader) -> OnnxGraph:
 
 def read_function(proto: onnx.FunctionProto, tensors: TensorReader) -> OnnxGraph:
     """A FunctionProto as a graph that sees no outer names."""
-    graph = OnnxGraph([OnnxNode(n, tensors) for n in proto.node], proto.input, proto.output, {}, proto.name)
+    initializers: dict[str, np.ndarray] = {}
+    nodes = _without_weights([OnnxNode(n, tensors) for n in proto.node], proto.input, initializers)
+    graph = OnnxGraph(nodes, proto.input, proto.output, initializers, proto.name)
     graph.opsets = opsets(proto.opset_import)
     graph.defaults = {a.name: attribute(a, tensors) for a in proto.attribute_proto}
     return graph
+
+
+def _without_weights(
+    nodes: Iterable[OnnxNode], inputs: Collection[str], initializers: dict[str, np.ndarray]
+) -> Iterator[OnnxNode]:
+    """The nodes, less those that hold a weight, which joins the initializers: a Constant of several floating elements."""
+    for node in nodes:
+        value = node.attributes.get("value") if node.op_type == "Constant" and not node.domain else None
+        if isinstance(value, np.ndarray) and value.size > 1 and value.dtype in dtypes.STANDARD_FLOAT and len(node.outputs) == 1:
+            (name,) = node.outputs
+            if name and name not in initializers and name not in inputs:
+                initializers[name] = value
+                continue
+        yield node
 
 
 def opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
@@ -127,7 +142,7 @@ def attribute(proto: AttributeProto, tensors: TensorReader) -> Any:
     """An attribute's value: int, float, str, array, OnnxGraph, TypeProto, or a list of them."""
     if proto.ref_attr_name:
         return Reference(proto.ref_attr_name)
-    kind = proto.type or _held(proto)
+    kind = kind_of(proto)
     if kind == AttributeProto.INT:
         return proto.i
     if kind == AttributeProto.FLOAT:
@@ -167,8 +182,10 @@ _FIELDS = {
 }
 
 
-def _held(proto: AttributeProto) -> int:
-    """The type of an attribute that does not say it (IR versions 1 and 2): that of the field which is filled."""
+def kind_of(proto: AttributeProto) -> int:
+    """The type of an attribute; of one that does not say it (IR versions 1 and 2), that of the field which is filled."""
+    if proto.type or proto.ref_attr_name:
+        return AttributeProto.UNDEFINED if proto.ref_attr_name else proto.type
     filled = [field.name for field, _ in proto.ListFields()]
     return next((kind for name, kind in _FIELDS.items() if name in filled), AttributeProto.UNDEFINED)
 

@@ -14,11 +14,16 @@ from flamert.importers.registry import Context, converter
 from flamert.importers.tensors import dtype_of
 
 
-def _seed(seed: float | None) -> int | None:
-    """ONNX's seeds are floats; whole ones stand for themselves."""
+def _source(ctx: Context, seed: float | None) -> tuple[Value | None, int | None]:
+    """The counter and the seed of a node's numbers. In training they are a function of the step, else a stream of their own.
+
+    ONNX's seeds are floats; whole ones stand for themselves.
+    """
+    if ctx.training is not None:
+        return ctx.training.draw()
     if seed is None or float(seed).is_integer():
-        return None if seed is None else int(seed)
-    return int(np.float64(seed).view(np.uint64))
+        return None, None if seed is None else int(seed)
+    return None, int(np.float64(seed).view(np.uint64))
 
 
 @converter("RandomNormal")
@@ -31,7 +36,8 @@ def _(
     scale: float = 1.0,
     seed: float | None = None,
 ) -> Value:
-    return ops.random_normal(shape=tuple(shape), dtype=dtype_of(dtype), mean=mean, scale=scale, seed=_seed(seed))
+    counter, key = _source(ctx, seed)
+    return ops.random_normal(counter, shape=tuple(shape), dtype=dtype_of(dtype), mean=mean, scale=scale, seed=key)
 
 
 @converter("RandomUniform")
@@ -44,7 +50,8 @@ def _(
     low: float = 0.0,
     seed: float | None = None,
 ) -> Value:
-    return ops.random_uniform(shape=tuple(shape), dtype=dtype_of(dtype), low=low, high=high, seed=_seed(seed))
+    counter, key = _source(ctx, seed)
+    return ops.random_uniform(counter, shape=tuple(shape), dtype=dtype_of(dtype), low=low, high=high, seed=key)
 
 
 def _like(x: Value, dtype: int | None) -> dict[str, Any]:
@@ -61,7 +68,8 @@ def _(
     scale: float = 1.0,
     seed: float | None = None,
 ) -> Value:
-    return ops.random_normal(**_like(x, dtype), mean=mean, scale=scale, seed=_seed(seed))
+    counter, key = _source(ctx, seed)
+    return ops.random_normal(counter, **_like(x, dtype), mean=mean, scale=scale, seed=key)
 
 
 @converter("RandomUniformLike", strings=True)
@@ -74,17 +82,20 @@ def _(
     low: float = 0.0,
     seed: float | None = None,
 ) -> Value:
-    return ops.random_uniform(**_like(x, dtype), low=low, high=high, seed=_seed(seed))
+    counter, key = _source(ctx, seed)
+    return ops.random_uniform(counter, **_like(x, dtype), low=low, high=high, seed=key)
 
 
 @converter("Bernoulli", 15)
 def _(ctx: Context, p: Value, *, dtype: int | None = None, seed: float | None = None) -> Value:
-    return ops.bernoulli(p, dtype=p.dtype if dtype is None else dtype_of(dtype), seed=_seed(seed))
+    counter, key = _source(ctx, seed)
+    return ops.bernoulli(p, counter, dtype=p.dtype if dtype is None else dtype_of(dtype), seed=key)
 
 
 @converter("Multinomial", 7)
 def _(ctx: Context, logits: Value, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None) -> Value:
-    return ops.multinomial(logits, samples=sample_size, dtype=dtype_of(dtype), seed=_seed(seed))
+    counter, key = _source(ctx, seed)
+    return ops.multinomial(logits, counter, samples=sample_size, dtype=dtype_of(dtype), seed=key)
 
 
 def _kept(x: Value, mask: np.dtype) -> tuple[Value, ...]:
@@ -92,43 +103,47 @@ def _kept(x: Value, mask: np.dtype) -> tuple[Value, ...]:
     return x, ops.expand(g.constant(np.ones((), mask)), shape=x.shape)
 
 
-def _legacy(x: Value, ratio: float, is_test: int) -> tuple[Value, ...]:
-    if is_test:
-        return _kept(x, x.dtype)
-    y, mask = ops.dropout(x, g.constant(np.float32(ratio)))
-    return y, ops.cast(mask, to=x.dtype)
+def _dropped(ctx: Context, x: Value, ratio: Value, mask: np.dtype, seed: int | None = None) -> tuple[Value, ...]:
+    """Dropout in training; a ratio that is known to be zero lets everything pass."""
+    known = ctx.known(ratio)
+    if known is not None and not known.any():
+        return _kept(x, mask)
+    counter, key = _source(ctx, seed)
+    y, kept = ops.dropout(x, ops.reshape(ratio, shape=()), counter, seed=key)
+    return y, kept if mask == dtypes.bool_ else ops.cast(kept, to=mask)
+
+
+def _legacy(ctx: Context, x: Value, ratio: float, mask: np.dtype, trains: bool) -> tuple[Value, ...]:
+    if trains or ctx.training is not None:
+        return _dropped(ctx, x, g.constant(np.float32(ratio)), mask)
+    return _kept(x, mask)
 
 
 @converter("Dropout", 1)
 def _(ctx: Context, x: Value, *, ratio: float = 0.5, is_test: int = 0, consumed_inputs: Any = None) -> tuple[Value, ...]:
-    return _legacy(x, ratio, is_test)
+    return _legacy(ctx, x, ratio, x.dtype, not is_test)
 
 
 @converter("Dropout", 6)
 def _(ctx: Context, x: Value, *, ratio: float = 0.5, is_test: int = 0) -> tuple[Value, ...]:
-    return _legacy(x, ratio, is_test)
+    return _legacy(ctx, x, ratio, x.dtype, not is_test)
 
 
 @converter("Dropout", 7)
 def _(ctx: Context, x: Value, *, ratio: float = 0.5) -> tuple[Value, ...]:
-    """From here to opset 11 the op is for inference only."""
-    return _kept(x, x.dtype)
+    """From here to opset 11 the op by itself is for inference only."""
+    return _legacy(ctx, x, ratio, x.dtype, False)
 
 
 @converter("Dropout", 10)
 def _(ctx: Context, x: Value, *, ratio: float = 0.5) -> tuple[Value, ...]:
-    return _kept(x, dtypes.bool_)
+    return _legacy(ctx, x, ratio, dtypes.bool_, False)
 
 
 @converter("Dropout", 12)
 def _(
     ctx: Context, x: Value, ratio: Value | None = None, training_mode: Value | None = None, *, seed: int | None = None
 ) -> tuple[Value, ...]:
-    if training_mode is None or not ctx.value(training_mode).all():
+    if ctx.training is None and (training_mode is None or not ctx.value(training_mode).all()):
         return _kept(x, dtypes.bool_)
-    if ratio is None:
-        ratio = g.constant(np.float32(0.5))
-    known = ctx.known(ratio)
-    if known is not None and not known.any():
-        return _kept(x, dtypes.bool_)
-    return ops.dropout(x, ops.reshape(ratio, shape=()), seed=seed)
+    return _dropped(ctx, x, g.constant(np.float32(0.5)) if ratio is None else ratio, dtypes.bool_, seed)

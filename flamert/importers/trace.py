@@ -14,7 +14,7 @@ from flamert.graph import INPUT, Value
 from flamert.importers.importer import Importer
 from flamert.importers.onnx import OnnxGraph
 from flamert.importers.registry import Entry
-from flamert.importers.training import Training
+from flamert.importers.training import COUNTER, Training
 from flamert.model import Traced
 from flamert.runtime.program import Call, Return, Slot, Stage
 
@@ -43,12 +43,14 @@ def trace(
     while True:
         walk: Importer = importer()
         walk.whole = True
-        walk.training = None if seed is None else Training(seed)
+        walk.training = None if seed is None else Training(seed, walk.receive_type(COUNTER, "counter"))
         inputs = variable - static
-        bindings: dict[str, Entry] = {n: walk.receive(a, n) if n in inputs else g.constant(a) for n, a in weights.items()}
+        held: dict[str, Entry] = {n: walk.receive(a, n) if n in inputs else g.constant(a) for n, a in weights.items()}
+        walk.weights = {id(weights[n]): held[n] for n in inputs & weights.keys()}
+        bindings = {n: e for n, e in held.items() if n in graph.initializers}
         for name, x in feeds.items():
             bindings[name] = _known(x) if name in static else walk.receive(x, name)
-        entered = {n: e for n, e in bindings.items() if n in feeds or n in variable}
+        entered = {n: e for n, e in {**held, **bindings}.items() if n in feeds or n in variable}
         arrays = {n: np.asarray(x) for n, x in {**weights, **feeds}.items() if isinstance(x, np.ndarray | np.generic)}
         if not lasting:
             walk.contents = {e: arrays[n] for n, e in entered.items() if n in arrays and isinstance(e, Value)}
@@ -59,7 +61,7 @@ def trace(
 
 
 def _traced(walk: Importer, entered: Mapping[str, Entry], static: frozenset[str]) -> Traced:
-    names = dict(walk.frames[0].scope.names)
+    names = {**entered, **walk.frames[0].scope.names}
     if walk.training is None:
         return Traced(names, entered, static)
     found = walk.training.moved

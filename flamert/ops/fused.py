@@ -64,7 +64,7 @@ def conv_channels_last(
 def linear(
     x: Any, w: Any, bias: Any = None, residual: Any = None, *, activation: str = "", alpha: float = 0.0, beta: float = 0.0
 ) -> Any:
-    """activation(x · w + bias + residual). x: [..., K], w: [K, N], bias: [N], residual: [..., N]. Floating, one type for all."""
+    """activation(x · w + bias + residual). x: [..., K], w: [K, N], bias: [N], residual: [..., N]. Floating, of one type."""
     y = ops["matmul"](x, w)
     if bias is not None:
         y = y + bias

@@ -135,9 +135,9 @@ def back(
     for d, times, gates in sides(xp, direction, len(x), activations, per, clip):
         W, R = w[d].astype(dtype, copy=False), r[d].astype(dtype, copy=False)
         before = _before(xp, y[:, d], None if initial_h is None else initial_h[d], times.step, on)
-        biases = (0, 0) if b is None else (b[d, :g].astype(dtype), b[d, g:].astype(dtype))
+        wb, rb = (0, 0) if b is None else (b[d, :g].astype(dtype), b[d, g:].astype(dtype))
         last = xp.zeros(before.shape[1:], dtype) if dy_h is None else dy_h[d].astype(dtype)
-        flow = cell(d, Past(times, gates, x, W, R, *biases, before, on, None if dy is None else dy[:, d], last))
+        flow = cell(d, Past(times, gates, x, W, R, wb, rb, before, on, None if dy is None else dy[:, d], last))
         rows = flow.inward.reshape(-1, g)
         dx += (rows @ W).reshape(x.shape)
         out[1][d] = rows.T @ x.reshape(-1, x.shape[-1])

@@ -14,8 +14,9 @@ Eligible = Callable[[Node], bool]
 
 
 def channels_last(graph: Graph, eligible: Eligible) -> Graph:
-    """Rewrite the convolutions that are `eligible` (a predicate on conv_channels_last nodes), and let the layout spread through ops that work on either.
+    """Rewrite convolutions to channels last, and let the layout spread through ops that work on either.
 
+    eligible: a predicate on conv_channels_last nodes, which says where that is worth while.
     Every Value that has been computed with channels last is known by that twin; its channels-first form is made only where
     somebody needs it.
     """

@@ -16,14 +16,12 @@ from flamert.limits import require_memory
 from flamert.ops.cpu.shape import copier
 from flamert.ops.op import Derived, Kernel, Site, expand
 from flamert.rewrite import rebuild
+from flamert.runtime.arena import Arenas
 from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.hosted import hosted, needs_host
 from flamert.runtime.memory import Lifetime, place
 
 LEAVES = (INPUT, CONSTANT)
-
-IDLE_ARENAS = 4
-"""Arenas a plan keeps for later calls; more are made while more calls are in flight."""
 
 
 class Storage:
@@ -56,7 +54,6 @@ class Step(NamedTuple):
 class Bound(NamedTuple):
     """A plan's calls bound to one arena."""
 
-    memory: Any
     inputs: tuple[Any, ...]
     calls: tuple[Callable[[], Any], ...]
     steps: tuple[int, ...]  # the step that each call begins with
@@ -66,9 +63,10 @@ class Bound(NamedTuple):
 class Plan:
     """`plan(*inputs)` → list of fresh arrays, one per output of the graph.
 
-    inputs: device arrays of exactly the graph's input types. Every buffer lives in one arena, placed by lifetime; several
-    threads may call at once, each call with an arena of its own. `cache` is shared by the plans of one model: uploaded
-    constants and what kernels prepacked. `hot`: choose kernels that cost more to set up and less to run.
+    inputs: device arrays of exactly the graph's input types. Every buffer lives in one arena, placed by lifetime, which the
+    plans of a model take turns with; several threads may call at once, each call with an arena of its own. `cache` is shared
+    by the plans of one model: uploaded constants, what kernels prepacked, arenas. `hot`: choose kernels that cost more to set
+    up and less to run.
 
     state: arrays that graph inputs live in from call to call; they are not passed. updates: output number → the array that it
     replaces the contents of, once everything has been computed; such outputs are not returned. A plan with state is for one
@@ -100,13 +98,22 @@ class Plan:
         buffers = self._storages
         offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
         self._offsets = dict(zip(buffers, offsets, strict=True))
-        self._idle: list[Bound] = [self._bind()]
+        self._arenas = Arenas.of(device, self.cache)
+        arena = self._arenas.take(self.nbytes)
+        arena.bound[self] = self._bind(arena.memory)
+        self._arenas.give(arena)
 
     def __call__(self, *inputs: Any) -> list[Any]:
+        arena = self._arenas.take(self.nbytes)
         try:
-            bound = self._idle.pop()
-        except IndexError:
-            bound = self._bind()
+            bound = arena.bound.get(self)
+            if bound is None:
+                bound = arena.bound[self] = self._bind(arena.memory)
+            return self._run(bound, inputs)
+        finally:
+            self._arenas.give(arena)
+
+    def _run(self, bound: Bound, inputs: Sequence[Any]) -> list[Any]:
         for buffer, array in zip(bound.inputs, inputs, strict=True):
             if buffer is not None:
                 buffer[...] = array
@@ -118,16 +125,15 @@ class Plan:
         except Exception as error:
             raise self._failure(error, bound.steps[bound.calls.index(call)]) from error
         owned = self.device.owned
+        if not self._updates:
+            return [owned(array) for array in bound.outputs]
         for i, array in self._updates.items():
             array[...] = bound.outputs[i]
-        results = [owned(array) for i, array in enumerate(bound.outputs) if i not in self._updates]
-        if len(self._idle) < IDLE_ARENAS:
-            self._idle.append(bound)
-        return results
+        return [owned(array) for i, array in enumerate(bound.outputs) if i not in self._updates]
 
     def profile(self, inputs: Sequence[Any], repeats: int = 1) -> list[tuple[Step, float, float]]:
         """(step, start, seconds) of every kernel call in the fastest of `repeats` runs; starts count from the run's own."""
-        bound = self._bind(chain=False)
+        bound = self._bind(self.device.allocate(self.nbytes), chain=False)
         best: list[tuple[Step, float, float]] = []
         for _ in range(repeats):
             for buffer, array in zip(bound.inputs, inputs, strict=True):
@@ -257,10 +263,9 @@ class Plan:
                 return at
         return None
 
-    def _bind(self, chain: bool = True) -> Bound:
-        """A fresh arena with every array and call bound to it; `chain`: calls that can run as one become one."""
+    def _bind(self, memory: Any, chain: bool = True) -> Bound:
+        """Every array and call bound to an arena's memory; `chain`: calls that can run as one become one."""
         device = self.device
-        memory = device.allocate(self.nbytes)
 
         def array(type: TensorType, at: Place) -> Any:
             if at.storage.array is not None:
@@ -281,7 +286,7 @@ class Plan:
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
         outputs = tuple([array(v.type, self._places[v]) for v in self.graph.outputs])
-        return Bound(memory, inputs, tuple(calls), tuple(steps), outputs)
+        return Bound(inputs, tuple(calls), tuple(steps), outputs)
 
 
 def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:

@@ -1,4 +1,4 @@
-"""Programs: plans joined by host steps, for models whose shapes or branches depend on data. Built lazily, cached by signature."""
+"""Programs: plans joined by host steps, for models whose shapes or branches depend on data; built lazily, and cached."""
 
 from __future__ import annotations
 
@@ -161,11 +161,13 @@ class Program:
     def plan(self, stage: Stage, hot: bool = False) -> Plan | None:
         """The stage's plan; made at the first call, and again, for speed, once the stage proves to be called often."""
         if stage.graph is None:
-            return None
+            return stage.plan
         stage.calls += 1
         hot = hot or not self.device.tunes or stage.calls > HOT_AFTER
         if stage.plan is None or (hot and not stage.plan.hot):
             stage.plan = Plan(self.prepare(stage.graph, hot), self.device, cache=self.cache, hot=hot)
+            if hot:
+                stage.graph = None  # the plan is final
         return stage.plan
 
     def _run(self, stage: Stage, env: dict[int, Any], hot: bool) -> None:

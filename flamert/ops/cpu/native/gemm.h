@@ -31,8 +31,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int j = 0; j < vectors; j++)
-            acc[r][j] = !first ? load(c + r * ldc + j * VL) : bias ? load(bias + j * VL) : splat(0.0f);
+        for (int j = 0; j < vectors; j++) acc[r][j] = splat(0.0f);
     for (int64_t run = 0; run < A->runs; run++, b += k * NR) {
         const float *a = A->at + m * lda + run * A->pitch;
         for (int64_t i = 0; i < k; i++) {
@@ -50,7 +49,10 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int j = 0; j < vectors; j++) store(c + r * ldc + j * VL, acc[r][j]);
+        for (int j = 0; j < vectors; j++) { /* each stretch of k is summed from zero, which keeps rounding errors small */
+            vec before = !first ? load(c + r * ldc + j * VL) : bias ? load(bias + j * VL) : splat(0.0f);
+            store(c + r * ldc + j * VL, before + acc[r][j]);
+        }
 }
 
 #define TILE(ROWS, VECTORS)                                                                                              \

@@ -20,9 +20,7 @@ static inline float row_sum(const float *x, int64_t n) {
         for (; k + LANES <= m; k += LANES)
             for (int j = 0; j < LANES; j++) lane[j] += x[start + k + j];
         for (int j = 0; k + j < m; j++) lane[j] += x[start + k + j];
-        for (int width = LANES / 2; width; width /= 2)
-            for (int j = 0; j < width; j++) lane[j] += lane[j + width];
-        total += lane[0];
+        for (int j = 0; j < LANES; j++) total += lane[j];
     }
     return (float)total;
 }
@@ -113,8 +111,7 @@ static void softmax_rows(void *context, int64_t begin, int64_t end, int worker) 
             float shift = top + vlog(sum);
             for (int64_t j = 0; j < n; j++) y[j] = x[j] - shift;
         } else {
-            float scale = 1.0f / sum;
-            for (int64_t j = 0; j < n; j++) y[j] *= scale;
+            for (int64_t j = 0; j < n; j++) y[j] /= sum;
         }
     }
 }
