@@ -39,21 +39,23 @@ def _frontier(graph: Graph) -> list[Value]:
     """Known results that are read by something unknown, or returned."""
     found: dict[Value, None] = {}
 
-    def consider(v: Value | None) -> None:
-        if v is not None and v.node.known and v.node.op is not CONSTANT and v.type.nbytes <= LIMIT and not _spread(v):
+    def consider(v: Value | None, copied: bool) -> None:
+        if v is None or not v.node.known or v.node.op is CONSTANT or v.type.nbytes > LIMIT:
+            return
+        if not (copied and _spread(v)):
             found[v] = None
 
     for node in graph.nodes:
         if not node.known:
             for v in node.inputs:
-                consider(v)
+                consider(v, copied=node.op.moves)
     for v in graph.outputs:
-        consider(v)
+        consider(v, copied=True)
     return list(found)
 
 
 def _spread(value: Value) -> bool:
-    """Whether this is a large broadcast of a constant, which plans see through a view that takes no memory."""
+    """Whether this is a large broadcast of a constant: who only copies it reads it through a view that takes no memory."""
     seen = value.node.inputs[0] if value.node.op.name == "expand" else None
     return seen is not None and seen.node.op is CONSTANT and value.type.nbytes > SMALL
 

@@ -115,6 +115,22 @@ def _pow(node: Node, inputs: Inputs) -> Value | None:
     return POWERS[float(array.reshape(()))](x) if float(array.reshape(())) in POWERS else None
 
 
+def _conv_transpose(node: Node, inputs: Inputs) -> Value | None:
+    """With unit strides, the convolution with the kernel turned around: a product of patches instead of a sum of stamps."""
+    x, w, b = (*inputs, None)[:3]
+    assert x is not None and w is not None
+    attrs, n = node.attrs, x.rank - 2
+    spans = [d * (k - 1) for d, k in zip(attrs["dilations"], w.shape[2:], strict=True)]
+    begins = [span - p for span, p in zip(spans, attrs["pads"][:n], strict=True)]
+    ends = [s - p + o for s, p, o in zip(spans, attrs["pads"][n:], attrs["output_padding"], strict=True)]
+    if attrs["group"] != 1 or any(s != 1 for s in attrs["strides"]) or min(begins + ends, default=0) < 0 or not x.type.size:
+        return None
+    last = tuple(d - 1 for d in w.shape[2:])
+    turned = ops.slice(w, starts=(0, 0, *last), sizes=w.shape, steps=(1, 1, *[-1] * n))
+    turned = ops.transpose(turned, perm=(1, 0, *range(2, w.rank)))
+    return ops.conv(x, turned, b, strides=attrs["strides"], pads=(*begins, *ends), dilations=attrs["dilations"], group=1)
+
+
 POWERS: dict[float, Callable[[Value], Value]] = {
     1.0: lambda x: x,
     2.0: lambda x: x * x,
@@ -136,6 +152,7 @@ RULES: dict[str, Callable[[Node, Inputs], Value | None]] = {
     "sub": neutral(0, 1),
     "pow": _pow,
     "clip": _clip,
+    "conv_transpose": _conv_transpose,
     "where": _where,
 }
 """By op: the Value that stands for a node, or None to keep it. (x + 0 stays: it turns −0 into 0.)"""
