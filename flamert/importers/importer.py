@@ -11,13 +11,14 @@ import numpy as np
 
 from flamert import graph as g
 from flamert.errors import FlamertError, InvalidModel, NoGradient, UnsafeModel, UnsupportedOp, translated
-from flamert.graph import INPUT, Graph, Source, Value
+from flamert.graph import INPUT, Graph, Node, Source, Value
 from flamert.importers.host import Body
 from flamert.importers.onnx import OnnxGraph, OnnxNode, Reference
 from flamert.importers.registry import Context, Converter, Enter, Entry, HostCall, NeedValue, Opaque, as_entry, find
 from flamert.importers.training import Training
 from flamert.limits import MAX_NESTING, MAX_NODES
 from flamert.ops.evaluate import evaluate, value_of
+from flamert.ops.folding import Folding
 from flamert.runtime.program import Call, Read, Return, Slot, Stage, flatten
 
 FOLD_BYTES = 1 << 16
@@ -84,10 +85,14 @@ class Importer:
         functions: Mapping[tuple[str, str, str], OnnxGraph],
         file: str = "",
         declared: Mapping[str, np.dtype | None] | None = None,
+        folding: Folding | None = None,
     ) -> None:
         self.functions = functions
         self.file = file
         self.declared = declared or {}
+        self.folding = folding or Folding()
+        self.keys: dict[Node, Hashable] = {}
+        """What folding notes of nodes."""
         self.visited = 0
         self.frames: list[Frame] = []
         self.slots: dict[Value | Opaque, Slot] = {}
@@ -235,7 +240,7 @@ class Importer:
         for name, entry in zip(node.outputs, results, strict=False):
             if name:
                 if isinstance(entry, Value) and entry.node.known and entry.constant is None and entry.type.nbytes <= FOLD_BYTES:
-                    entry = g.constant(value_of(entry))
+                    entry = g.constant(self.folding.array(entry, self.keys))
                 frame.scope.names[name] = entry
 
     def _enter_function(self, function: OnnxGraph, inputs: Sequence[Entry], attributes: Mapping[str, Any]) -> Enter:
@@ -342,7 +347,13 @@ class Importer:
         frame = self.frames[-1]
         entries = {name: self.lookup(frame.scope, name) for name in sorted(graph.free)}
         opsets = graph.opsets or frame.scope.opsets
-        return Body(graph, opsets, frame.attributes, entries, functools.partial(Importer, self.functions, self.file))
+        return Body(
+            graph,
+            opsets,
+            frame.attributes,
+            entries,
+            functools.partial(Importer, self.functions, self.file, folding=self.folding),
+        )
 
     def _close(self, crossing: list[Value], step: Read | Call, resume: Callable[[Sequence[Any], Importer], None]) -> Stage:
         """End the static stage here. Its continuation starts from a copy of this importer's state, once per outcome."""
@@ -394,7 +405,7 @@ class Importer:
 
     def copy(self, needed: set[str] | None = None) -> Importer:
         """The same state, independent of this one; with `needed`, other names are forgotten."""
-        twin = Importer(self.functions, self.file, self.declared)
+        twin = Importer(self.functions, self.file, self.declared, self.folding)
         twin.visited, twin.numbers, twin.rolled, twin.whole = self.visited, self.numbers, self.rolled, self.whole
         scopes: dict[Scope, Scope] = {}
 

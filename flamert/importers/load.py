@@ -22,6 +22,7 @@ from flamert.importers.trace import trace
 from flamert.importers.training import statistics
 from flamert.importers.weights import collect
 from flamert.model import About, Model, TensorSpec, Traced
+from flamert.ops.folding import Folding
 from flamert.passes.pipeline import prepare
 from flamert.runtime.device import device as device_named
 from flamert.runtime.program import Slot, Stage
@@ -67,6 +68,7 @@ class OnnxOrigin:
 
     def __init__(self, opened: Opened) -> None:
         proto, tensors, self.file = opened
+        self.folding = Folding()
         check.versions(proto)
         self.template = proto
         self.tensors = tensors
@@ -116,7 +118,7 @@ class OnnxOrigin:
     def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
         """See `flamert.model.Origin`."""
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
-        importer = Importer(self.functions, self.file, declared)
+        importer = Importer(self.functions, self.file, declared, self.folding)
         bindings: dict[str, Entry] = {name: g.constant(a) for name, a in self.graph.initializers.items()}
         for spec in self.inputs:
             if spec.name in feeds:
@@ -149,7 +151,7 @@ class OnnxOrigin:
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
         weights = {n: a for n, a in self.weights.items() if n not in feeds}
         absent = {spec.name: None for spec in self.inputs if spec.name not in feeds and spec.name not in weights}
-        importer = functools.partial(Importer, self.functions, self.file, declared)
+        importer = functools.partial(Importer, self.functions, self.file, declared, self.folding)
         return trace(self.graph, self.opsets, importer, weights, {**absent, **feeds}, outputs, variable, lasting, seed)
 
 

@@ -7,14 +7,11 @@ from typing import Any
 
 from flamert import graph as g
 from flamert.graph import CONSTANT, Graph, Node, Value
-from flamert.ops.evaluate import evaluate
+from flamert.ops.folding import SMALL, Folding
 from flamert.rewrite import rebuild
 
 LIMIT = 1 << 30
 """Bytes; larger results are computed when they are needed and not kept (a ConstantOfShape of terabytes, say)."""
-
-SMALL = 1024
-"""Bytes up to which constants are told apart by content, above by identity."""
 
 
 def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
@@ -23,7 +20,8 @@ def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
     cache: shared by the graphs of one model, so that what is derived from its weights exists once.
     """
     keys: dict[Node, Hashable] = {}
-    values = {v: g.constant(_folded(v, keys, cache)) for v in _frontier(graph)}
+    folding = cache.setdefault(Folding, Folding())
+    values = {v: g.constant(folding.array(v, keys)) for v in _frontier(graph)}
     if not values:
         return graph
 
@@ -58,26 +56,3 @@ def _spread(value: Value) -> bool:
     """Whether this is a large broadcast of a constant: who only copies it reads it through a view that takes no memory."""
     seen = value.node.inputs[0] if value.node.op.name == "expand" else None
     return seen is not None and seen.node.op is CONSTANT and value.type.nbytes > SMALL
-
-
-def _folded(value: Value, keys: dict[Node, Hashable], cache: dict[Any, Any]) -> Any:
-    """The array of a known Value, computed once per model for each way of deriving it from the weights."""
-    if value.type.nbytes <= SMALL:
-        return evaluate([value])[0]
-    for node in g.topological([value]):
-        if node not in keys:
-            keys[node] = _key(node, keys)
-    key = ("folded", keys[value.node], value.index)
-    if key not in cache:
-        # The operands are kept with the result: keys tell large constants apart by identity.
-        cache[key] = (evaluate([value])[0], value)
-    return cache[key][0]
-
-
-def _key(node: Node, keys: dict[Node, Hashable]) -> Hashable:
-    if node.op is CONSTANT:
-        array = node.attrs["value"]
-        small = array.nbytes <= SMALL and not array.dtype.hasobject
-        return (array.shape, array.dtype, array.tobytes()) if small else id(array)
-    operands = tuple([None if v is None else (keys[v.node], v.index) for v in node.inputs])
-    return (node.op.name, tuple(node.attrs.items()), operands)

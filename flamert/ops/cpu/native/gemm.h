@@ -214,12 +214,20 @@ static void gemm(const args *g) {
         parallel_for(panels, worth, 64, gemm_columns, (void *)g);
 }
 
-/* pack: p = packed[panels][K][NR], w; i = K, N, stride of w along K, stride of w along N. */
-static void pack(const args *g) {
-    int64_t K = g->i[0], N = g->i[1], sk = g->i[2], sn = g->i[3];
-    float *out = g->p[0];
-    const float *w = g->p[1];
-    for (int64_t j = 0; j < N; j += NR)
+/* w [K, N], of any strides, in panels [panels][K][NR], read in the order in which it lies. */
+static void pack_panels(float *out, const float *w, int64_t K, int64_t N, int64_t sk, int64_t sn) {
+    for (int64_t j = 0; j < N; j += NR, out += K * NR) {
+        int64_t width = N - j < NR ? N - j : NR;
+        if (sk == 1 && sn != 1)
+            for (int64_t c = 0; c < width; c++)
+                for (int64_t k = 0; k < K; k++) out[k * NR + c] = w[k + (j + c) * sn];
+        else
+            for (int64_t k = 0; k < K; k++)
+                for (int64_t c = 0; c < width; c++) out[k * NR + c] = w[k * sk + (j + c) * sn];
         for (int64_t k = 0; k < K; k++)
-            for (int64_t c = 0; c < NR; c++) *out++ = j + c < N ? w[k * sk + (j + c) * sn] : 0.0f;
+            for (int64_t c = width; c < NR; c++) out[k * NR + c] = 0.0f;
+    }
 }
+
+/* pack: p = packed[panels][K][NR], w; i = K, N, stride of w along K, stride of w along N. */
+static void pack(const args *g) { pack_panels(g->p[0], g->p[1], g->i[0], g->i[1], g->i[2], g->i[3]); }

@@ -13,6 +13,7 @@
 #include "copy.h"
 #include "reduce.h"
 #include "pool.h"
+#include "attention.h"
 
 const int64_t SET(panel) = NR;
 const entry SET(kernels)[] = {
@@ -27,5 +28,6 @@ const entry SET(kernels)[] = {
     {"softmax", softmax},
     {"layer_norm", layer_norm},
     {"pool", pool},
+    {"attention", attention},
     {0, 0},
 };
