@@ -1,4 +1,4 @@
-"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into another, match patterns. Passes are made of these."""
+"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into another, match patterns. Passes use these."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def check_gradient(case: Case, order: int = 1, seed: int = 0) -> None:
             return
         results, weights = [f for f, _ in weighted], [w for _, w in weighted]
         flows = grad(results, floating, [g.constant(w) for w in weights])
-    at = {v: x for v, x in zip(node.inputs, inputs, strict=False) if v is not None}
+    at: dict[Any, Any] = {v: x for v, x in zip(node.inputs, inputs, strict=False) if v is not None}
     present = [f for f in flows if f is not None]
     values = iter(evaluate(present, at))
     slopes = [np.zeros(v.shape) if f is None else next(values) for v, f in zip(floating, flows, strict=True)]

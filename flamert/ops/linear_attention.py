@@ -177,12 +177,12 @@ def _(
             to_key = u @ D.swapaxes(2, 3)
             if beta is not None:
                 pull = beta[:, :, t, None]
-                dbeta[:, :, t] = (du * (v[:, :, t, None] - key @ before)).sum(axis=-1)
+                dbeta[:, :, t] = (du * (v[:, :, t, None] - key @ before)).sum(axis=-1)  # type: ignore[index]
                 du = du * pull
                 to_key -= du @ before.swapaxes(2, 3)
                 D = D - column * du
             dk[:, :, t], dv_[:, :, t] = to_key[:, :, 0], du[:, :, 0]
             if decay is not None:
-                ddecay[:, :, t] = (before * D).sum(axis=-1)
+                ddecay[:, :, t] = (before * D).sum(axis=-1)  # type: ignore[index]
                 D = D * xp.exp(decay[:, :, t, :, None])
     dstate[...] = D
