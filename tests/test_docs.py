@@ -53,7 +53,7 @@ def test_operators_page_is_up_to_date():
     from flamert.cli.ops import operators, ops, page
 
     found = (ROOT / "docs" / "operators.md").read_text().splitlines()
-    assert found == list(page(operators(), ops())), "run: flamert ops --markdown > docs/operators.md"
+    assert found == list(page(operators(), ops())), "run: python -m flamert ops --markdown > docs/operators.md"
 
 
 def test_every_command_and_error_is_documented():
