@@ -58,7 +58,7 @@ def save(origin: OnnxOrigin, path: str | os.PathLike[str], external_data: str | 
         else:
             _put_other(t, origin, layout, tickets, external_data)
     files: dict[str, Iterable[Piece]] = dict(layout.files())
-    pieces = _filled(proto, tickets)
+    pieces = filled(proto, tickets)
     if sum(map(len, pieces)) <= MAX_PROTO:
         write_files(folder, {**files, name: pieces})
     elif external_data == "auto":
@@ -165,7 +165,7 @@ def _tensors(field: Any, value: Any) -> Iterator[TensorProto]:
                 yield from _tensors(inner, held)
 
 
-def _filled(proto: onnx.ModelProto, tickets: Tickets) -> list[Piece]:
+def filled(proto: onnx.ModelProto, tickets: Tickets) -> list[Piece]:
     """The serialised model, in pieces, with the bytes that the tickets stand for."""
 
     def swap(raw: memoryview) -> Piece | None:

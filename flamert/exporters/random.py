@@ -1,0 +1,53 @@
+"""Exporters of random numbers. Counters are dropped: each run of the model draws new numbers of its runtime's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flamert import dtypes, ops
+from flamert import graph as g
+from flamert.exporters.registry import exporter, spelled
+from flamert.exporters.shape import dims
+from flamert.exporters.writer import Writer
+from flamert.graph import Value
+from flamert.ops.op import Op
+
+
+def _seed(seed: int | None) -> float | None:
+    """ONNX's seeds are float32, which tells only so many integers apart."""
+    return None if seed is None else float(seed % (1 << 24))
+
+
+def _drawn(op: Op, op_type: str, **names: str) -> None:
+    @exporter(op)
+    def _(to: Writer, counter: Value | None = None, *, shape: Any, dtype: Any, seed: int | None, **attributes: float) -> Any:
+        dtype = np.dtype(dtype)
+        kind = dtypes.float32 if dtype == dtypes.bfloat16 else dtype
+        options: dict[str, Any] = {names.get(k, k): float(v) for k, v in attributes.items()}
+        drawn = to(op_type, shape=shape or (1,), dtype=kind, seed=_seed(seed), **options)
+        if not shape:
+            drawn = to("Reshape", drawn, dims(()))
+        return drawn if kind == dtype else to("Cast", drawn, to=dtype)
+
+
+_drawn(ops.random_uniform, "RandomUniform")
+_drawn(ops.random_normal, "RandomNormal")
+
+
+@exporter(ops.dropout)
+def _(to: Writer, x: Value, ratio: Value, counter: Value | None = None, *, seed: int | None) -> Any:
+    drop: Any = to("Reshape", ratio, dims(())) if ratio.rank else ratio
+    return to("Dropout", x, drop, np.array(True), seed=None if seed is None else seed % (1 << 31), outputs=2)
+
+
+@spelled(ops.multinomial)
+def _(logits: Value, counter: Value | None = None, *, samples: int, dtype: Any, seed: int | None) -> Value:
+    """How many classes' cumulated shares a uniform number has passed."""
+    n, classes = logits.shape
+    wide = ops.cast(logits, to=dtypes.accumulator(logits.dtype))
+    share = ops.reshape(ops.cumsum(ops.softmax(wide, axis=1), axis=1), shape=(n, 1, classes))
+    drawn = ops.random_uniform(counter, shape=(n, samples, 1), dtype=wide.dtype, seed=seed)
+    passed = ops.reduce_sum(ops.cast(share <= drawn, to=dtypes.int64), axes=(2,))
+    return ops.cast(ops.minimum(passed, g.constant(np.int64(classes - 1))), to=np.dtype(dtype))
