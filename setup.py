@@ -36,5 +36,5 @@ setup(
             extra_link_args=["-lpthread"],
             optional=True,
         )
-    ]
+    ],
 )

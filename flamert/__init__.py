@@ -4,7 +4,7 @@ import flamert as fr
 model = fr.load("model.onnx")
 outputs = model.run({"input": array})
 
-Names are imported when they are first used, so that `import flamert` costs little more than NumPy.
+What loading and running a model takes is imported at once, the rest when it is first used.
 """
 
 from __future__ import annotations
@@ -13,24 +13,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flamert.about import VERSION
+from flamert.importers.load import load
 
 if TYPE_CHECKING:
-    from flamert import errors, ops
+    from flamert import errors, losses, metrics, ops, optim
     from flamert.binding import IOBinding, OrtValue
+    from flamert.data import Batches
+    from flamert.differentiate import value_and_grad
+    from flamert.fit import Callback, EarlyStopping
+    from flamert.grad import grad
+    from flamert.grad.registry import gradient
     from flamert.graph import Graph, TensorType, Value
-    from flamert.importers.load import load
+    from flamert.history import History
     from flamert.model import Model, TensorSpec
     from flamert.options import ExecutionMode, GraphOptimizationLevel, RunOptions, SessionOptions
     from flamert.profile import Profile
     from flamert.session import InferenceSession, get_available_providers, get_device
     from flamert.threads import set_threads
+    from flamert.trainer import Trainer
 
 __version__ = VERSION
 
 _WHERE = {
+    "Batches": "data",
+    "Callback": "fit",
+    "EarlyStopping": "fit",
     "ExecutionMode": "options",
     "Graph": "graph",
     "GraphOptimizationLevel": "options",
+    "History": "history",
     "IOBinding": "binding",
     "InferenceSession": "session",
     "Model": "model",
@@ -40,20 +51,30 @@ _WHERE = {
     "SessionOptions": "options",
     "TensorSpec": "model",
     "TensorType": "graph",
+    "Trainer": "trainer",
     "Value": "graph",
     "errors": "errors",
     "get_available_providers": "session",
     "get_device": "session",
-    "load": "importers.load",
+    "grad": "grad",
+    "gradient": "grad.registry",
+    "losses": "losses",
+    "metrics": "metrics",
     "ops": "ops",
+    "optim": "optim",
     "set_threads": "threads",
+    "value_and_grad": "differentiate",
 }
 """Public names and the modules they live in; a name that equals its module's is the module itself."""
 
 __all__ = [
+    "Batches",
+    "Callback",
+    "EarlyStopping",
     "ExecutionMode",
     "Graph",
     "GraphOptimizationLevel",
+    "History",
     "IOBinding",
     "InferenceSession",
     "Model",
@@ -63,13 +84,20 @@ __all__ = [
     "SessionOptions",
     "TensorSpec",
     "TensorType",
+    "Trainer",
     "Value",
     "errors",
     "get_available_providers",
     "get_device",
+    "grad",
+    "gradient",
     "load",
+    "losses",
+    "metrics",
     "ops",
+    "optim",
     "set_threads",
+    "value_and_grad",
 ]
 
 

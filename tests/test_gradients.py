@@ -45,4 +45,3 @@ def test_unread_paths_are_none_and_broadcasts_are_summed():
     x, b, other = (g.input(TensorType(s, dtypes.float64)) for s in ((3, 4), (4,), (2,)))
     dx, db, nothing = grad(x * b, [x, b, other])
     assert (dx.shape, db.shape, nothing) == ((3, 4), (4,), None)
-

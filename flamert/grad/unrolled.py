@@ -188,9 +188,10 @@ def lstm(
     *,
     lens: Value | None,
     input_forget: bool,
+    seen: Callable[[Value], Value] = lambda h: h,
     **attrs: Any,
 ) -> tuple[Value, ...]:
-    """ops.lstm."""
+    """ops.lstm. seen: what the products make of h before they take it."""
     n = r.shape[-1]
 
     def step(d: int) -> Step:
@@ -198,7 +199,8 @@ def lstm(
 
         def cell(gate: Callable[[int, Value], Value], wx: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
             h, c = state
-            i, o, f, candidate = (part(wx + h @ R_T + rb, k, n) for k in range(4))
+            rows = wx + seen(h) @ R_T + rb
+            i, o, f, candidate = (part(rows, k, n) for k in range(4))
             i = gate(0, i + part(own, 0, n) * c)
             f = 1 - i if input_forget else gate(0, f + part(own, 2, n) * c)
             c = f * c + i * gate(1, candidate)

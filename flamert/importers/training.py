@@ -8,8 +8,8 @@ import numpy as np
 
 from flamert import dtypes
 from flamert.graph import TensorType, Value
-from flamert.importers.onnx import OnnxGraph
-
+from flamert.importers.onnx import OnnxGraph, OnnxNode
+from flamert.importers.weights import Weights
 
 COUNTER = TensorType((), dtypes.uint64)
 
@@ -37,33 +37,48 @@ class Training:
 
 
 def statistics(graph: OnnxGraph, functions: Mapping[tuple[str, str, str], OnnxGraph]) -> frozenset[str]:
-    """Names that BatchNormalization nodes read running statistics from, seen through Identity, functions and subgraphs."""
-    return frozenset(_statistics(graph, functions, {}))
+    """Weights that BatchNormalization nodes read running statistics from, through Identity, functions and subgraphs too."""
+    found = _Statistics(functions)
+    found.of(graph)
+    return frozenset(found.weights)
 
 
-Memo = dict[int, set[str]]
+class _Statistics:
+    """A walk over graphs: `weights` collects what they hold themselves, by the names that the whole model has for it."""
 
+    def __init__(self, functions: Mapping[tuple[str, str, str], OnnxGraph]) -> None:
+        self.functions = functions
+        self.weights: set[str] = set()
+        self._seen: dict[int, set[str]] = {}
 
-def _statistics(graph: OnnxGraph, functions: Mapping[tuple[str, str, str], OnnxGraph], memo: Memo) -> set[str]:
-    """Those of one graph, its own inputs and names from around it among them."""
-    if id(graph) in memo:
-        return memo[id(graph)]
-    found: set[str] = set()
-    memo[id(graph)] = found  # a function that calls itself is refused elsewhere; here it must only end
-    same = {}
-    for node in graph.nodes:
-        function = functions.get((node.domain, node.op_type, node.overload))
+    def of(self, graph: OnnxGraph) -> set[str]:
+        """The names from outside, its inputs among them, that a graph reads statistics from."""
+        if id(graph) in self._seen:
+            return self._seen[id(graph)]
+        self._seen[id(graph)] = set()  # a function that calls itself is refused elsewhere; here it must only end
+        found: set[str] = set()
+        made: set[str] = set()
+        same: dict[str, str] = {}
+        for node in graph.nodes:
+            found |= self._read(node)
+            made.update(node.outputs)
+            if node.domain == "" and node.op_type == "Identity":
+                same[node.outputs[0]] = node.inputs[0]
+        for name in list(found):
+            while name in same:
+                name = same[name]
+                found.add(name)
+        own = graph.initializers.names if isinstance(graph.initializers, Weights) else {n: n for n in graph.initializers}
+        self.weights.update([own[n] for n in found if n in own])
+        self._seen[id(graph)] = found - made - own.keys()
+        return self._seen[id(graph)]
+
+    def _read(self, node: OnnxNode) -> set[str]:
+        found = {name for body in node.subgraphs() for name in self.of(body)}
+        function = self.functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
-            inner = _statistics(function, functions, memo)
+            inner = self.of(function)
             found.update(outer for outer, name in zip(node.inputs, function.inputs, strict=False) if name in inner)
         elif node.domain == "" and node.op_type == "BatchNormalization":
             found.update(node.inputs[3:5])
-        elif node.domain == "" and node.op_type == "Identity":
-            same[node.outputs[0]] = node.inputs[0]
-        for body in node.subgraphs():
-            found |= _statistics(body, functions, memo)
-    for name in list(found):
-        while name in same:
-            name = same[name]
-            found.add(name)
-    return found
+        return found

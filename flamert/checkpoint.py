@@ -1,0 +1,89 @@
+"""Checkpoints: all that a trainer needs to go on bit for bit, in one safetensors file whose checksum is verified.
+
+Parameters and running statistics go by their ONNX names, so that any tool that reads safetensors can use them; everything else
+is named flamert/… .
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flamert import safetensors
+from flamert.about import VERSION
+from flamert.errors import CheckpointError, NonFiniteLoss
+from flamert.files import write_files
+
+if TYPE_CHECKING:
+    from flamert.trainer import Trainer
+
+FORMAT = "flamert checkpoint 1"
+LOSSES = "flamert/losses"
+
+
+def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """Write the trainer's state; whole or not at all. Raises CheckpointError where the system refuses."""
+    books, losses = trainer.books()
+    arrays = trainer.state.snapshot()
+    for name in trainer.trainable:
+        if not np.isfinite(arrays[name]).all():
+            raise NonFiniteLoss(f"parameter {name!r} is no longer finite; {os.fspath(path)!r} is left as it was")
+    arrays[LOSSES] = losses
+    notes = json.dumps({"format": FORMAT, "version": VERSION, **books}, sort_keys=True)
+    metadata = {"flamert": notes, "sha256": checksum(arrays, notes)}
+    folder, name = os.path.split(os.path.abspath(os.fspath(path)))
+    write_files(folder, {name: safetensors.pieces(arrays, metadata)})
+
+
+def restore(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """Read into the trainer what `save` wrote. Raises CheckpointError and changes nothing if it is damaged or does not fit."""
+    arrays, notes = read(path)
+    losses = arrays.pop(LOSSES)
+    try:
+        _compare(trainer, arrays)
+        trainer.take_books(notes, losses)
+    except CheckpointError as error:
+        error.at(os.fspath(path))
+        raise
+    trainer.state.load(arrays)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A checkpoint's arrays and notes, verified. Raises CheckpointError."""
+    arrays, metadata = safetensors.read(path)
+    notes = metadata.get("flamert")
+    if notes is None:
+        raise CheckpointError("a safetensors file, but no checkpoint of flamert").at(os.fspath(path))
+    if metadata.get("sha256") != checksum(arrays, notes):
+        raise CheckpointError("the checksum is wrong: the file was damaged after it was written").at(os.fspath(path))
+    found = json.loads(notes)
+    if found.get("format") != FORMAT:
+        raise CheckpointError(f"the format is {found.get('format')!r}; this version reads {FORMAT!r}").at(os.fspath(path))
+    return arrays, found
+
+
+def checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:
+    """SHA-256 of the notes, of every tensor's entry in the header, and of all tensors' bytes in the file's order."""
+    entries = safetensors.entries_of(arrays)
+    digest = hashlib.sha256(json.dumps([notes, sorted(entries.items())]).encode())
+    for name in entries:
+        digest.update(safetensors.data(arrays[name]))
+    return digest.hexdigest()
+
+
+def _compare(trainer: Trainer, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise unless the arrays are exactly those that the trainer has."""
+    own = trainer.state.types
+    for name in (*own, *arrays):
+        ours = str(own[name]) if name in own else "missing"
+        theirs = f"{arrays[name].dtype.name}[{','.join(map(str, arrays[name].shape))}]" if name in arrays else "missing"
+        if ours != theirs:
+            raise CheckpointError(
+                f"the checkpoint does not fit this trainer: {name!r} is {theirs} in the file and {ours} here. Model, "
+                "optimizer, trainable parameters, ema and accumulate must be those it was saved with"
+            )
