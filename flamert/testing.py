@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,51 @@ def check_gradient(case: Case, order: int = 1, seed: int = 0) -> None:
         assert abs(got - expected) <= 2e-5 * scale, f"{label} is {got} along a direction where differences give {expected}"
 
 
+Runtime = Callable[[Any, Mapping[str, Any]], "list[Any] | None"]
+"""Runs a ModelProto on arrays by name: its outputs in order, or None where it lacks an operator in these types."""
+
+
+def imported_back(proto: Any, feeds: Mapping[str, Any]) -> list[Any]:
+    """A Runtime: this one."""
+    from flamert.importers.load import load
+
+    return list(load(proto, device="cpu").run(feeds).values())
+
+
+def check_export(case: Case, runtimes: Sequence[Runtime] = (imported_back,), opset: int | None = None) -> None:
+    """Check that an op in float32, exported to ONNX, gives the same values elsewhere.
+
+    runtimes: where to run the model; the first that has all its operators decides. Raises AssertionError with the largest
+    difference, or if none has them; UnsupportedOp for what ONNX cannot express.
+    """
+    from flamert.exporters.graph import model_proto
+
+    inputs = [_cast(x, dtypes.float32) for x in case.inputs]
+    node = _node(OPS[case.op], inputs, case)
+    given = [(v, x) for v, x in zip(node.inputs, inputs, strict=False) if v is not None and v.node.op is not g.CONSTANT]
+    proto = model_proto(Graph([v for v, _ in given], node.outputs), opset=opset)
+    feeds = {info.name: x for info, (_, x) in zip(proto.graph.input, given, strict=True)}
+    results = next((r for r in (runtime(proto, feeds) for runtime in runtimes) if r is not None), None)
+    assert results is not None, f"{case}: no runtime has all operators of the exported model"
+    _compare(case, "exported", node, results, expected_of(case, inputs), slack=5)
+
+
+def check_spelling(case: Case, dtype: np.dtype = dtypes.float32) -> None:
+    """Check that what export writes in the place of an op that ONNX lacks gives the same values, on the CPU.
+
+    Raises AssertionError with the largest difference, UnsupportedOp where the op has no such form.
+    """
+    import flamert.exporters.graph  # noqa: F401 (registers the spellings)
+    from flamert.exporters.registry import SPELLINGS
+
+    inputs = [_cast(x, dtype) for x in case.inputs]
+    node = _node(OPS[case.op], inputs, case)
+    results = SPELLINGS[case.op](*node.inputs, **node.attrs)
+    values = results if isinstance(results, tuple | list) else [results]
+    feeds = {v: x for v, x in zip(node.inputs, inputs, strict=False) if v is not None and v.node.op is not g.CONSTANT}
+    _compare(case, "spelling", node, evaluate(values, feeds), expected_of(case, inputs), slack=5)
+
+
 def _precise(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float64) if x.dtype in dtypes.STANDARD_FLOAT else x
 
@@ -156,7 +201,7 @@ def _widened(x: Any) -> Any:
     return x.astype(np.float64) if x is not None and x.dtype in dtypes.STANDARD_FLOAT else x
 
 
-def _compare(case: Case, what: str, node: Node, results: Sequence[Any], expected: Sequence[Any]) -> None:
+def _compare(case: Case, what: str, node: Node, results: Sequence[Any], expected: Sequence[Any], slack: float = 1) -> None:
     assert len(results) == len(expected), f"{case}: {what} gives {len(results)} results, the oracle {len(expected)}"
     for i, (got, want, type) in enumerate(zip(results, expected, node.types, strict=True)):
         if want is None:
@@ -165,7 +210,7 @@ def _compare(case: Case, what: str, node: Node, results: Sequence[Any], expected
         label = f"{case}: {what}, result {i}"
         assert got.shape == type.shape and got.dtype == type.dtype, f"{label} is {got.dtype}{got.shape}, inferred {type}"
         assert got.shape == want.shape, f"{label} has shape {got.shape}, the oracle {want.shape}"
-        rtol, atol = case.tolerance or TOLERANCE.get(type.dtype, (0, 0))
+        rtol, atol = case.tolerance or [slack * t for t in TOLERANCE.get(type.dtype, (0, 0))]
         if rtol or atol:
             wide = np.complex128 if type.dtype in dtypes.COMPLEX else np.float64
             np.testing.assert_allclose(got.astype(wide), want.astype(wide), rtol, atol, err_msg=label)
@@ -173,4 +218,15 @@ def _compare(case: Case, what: str, node: Node, results: Sequence[Any], expected
             np.testing.assert_array_equal(got, want.astype(got.dtype) if want.dtype != got.dtype else want, err_msg=label)
 
 
-__all__ = ["TOLERANCE", "Case", "check_gradient", "check_op", "expected_of", "run_plan"]
+__all__ = [
+    "TOLERANCE",
+    "Case",
+    "Runtime",
+    "check_export",
+    "check_gradient",
+    "check_op",
+    "check_spelling",
+    "expected_of",
+    "imported_back",
+    "run_plan",
+]

@@ -1,1 +1,1 @@
-"""ONNX out: onnx.py puts weights back into the file they came from."""
+"""ONNX out: onnx.py puts weights back into their file; graph.py writes any graph, by one module of exporters per family."""

@@ -9,9 +9,11 @@ import numpy as np
 
 from flamert import dtypes, ops
 from flamert import graph as g
+from flamert.errors import UnsupportedOp
 from flamert.exporters.registry import exporter, plain, spelled
 from flamert.exporters.writer import Writer
 from flamert.graph import Value
+from flamert.ops.elementwise import REAL
 
 for _op, _op_type in {
     "add": "Add",
@@ -127,6 +129,8 @@ def _(a: Value, b: Value) -> Value:
 @spelled(ops.equal)
 def _(a: Value, b: Value) -> Value:
     """Element types that Equal lacks are compared in order."""
+    if a.dtype not in REAL:
+        raise UnsupportedOp(f"equal: ONNX does not compare {a.dtype.name}")
     return ops.logical_and(a <= b, a >= b)
 
 

@@ -58,8 +58,8 @@ FAMILIES = (
 )
 """The modules whose import registers exporters."""
 
-OLDEST = 13
-"""The first opset whose operators mean what the exporters take them to mean."""
+OLDEST = 17
+"""The first opset that the exporters know how to write for."""
 
 
 def export_graph(

@@ -72,8 +72,7 @@ def _(x: Value, scale: Value, bias: Value, *, groups: int, epsilon: float) -> Va
     n, c, *spatial = x.shape
     apart = ops.reshape(x, shape=(n, groups, c // groups, *spatial))
     per_channel = (groups, c // groups, *[1] * len(spatial))
-    given = [ops.reshape(p, shape=per_channel) for p in (scale, bias)]
-    scale, bias = given
+    scale, bias = (ops.reshape(p, shape=per_channel) for p in (scale, bias))
     return ops.reshape(_standardised(apart, scale, bias, tuple(range(2, apart.rank)), epsilon), shape=x.shape)
 
 

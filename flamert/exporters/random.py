@@ -12,7 +12,6 @@ from flamert.exporters.registry import exporter, spelled
 from flamert.exporters.shape import dims
 from flamert.exporters.writer import Writer
 from flamert.graph import Value
-from flamert.ops.op import Op
 
 
 def _seed(seed: int | None) -> float | None:
@@ -20,20 +19,27 @@ def _seed(seed: int | None) -> float | None:
     return None if seed is None else float(seed % (1 << 24))
 
 
-def _drawn(op: Op, op_type: str, **names: str) -> None:
-    @exporter(op)
-    def _(to: Writer, counter: Value | None = None, *, shape: Any, dtype: Any, seed: int | None, **attributes: float) -> Any:
-        dtype = np.dtype(dtype)
-        kind = dtypes.float32 if dtype == dtypes.bfloat16 else dtype
-        options: dict[str, Any] = {names.get(k, k): float(v) for k, v in attributes.items()}
-        drawn = to(op_type, shape=shape or (1,), dtype=kind, seed=_seed(seed), **options)
-        if not shape:
-            drawn = to("Reshape", drawn, dims(()))
-        return drawn if kind == dtype else to("Cast", drawn, to=dtype)
+def _drawn(to: Writer, op_type: str, shape: tuple[int, ...], dtype: np.dtype, seed: int | None, **range: Any) -> str:
+    """Random numbers; bfloat16 and scalars by way of what runtimes have."""
+    kind = dtypes.float32 if dtype == dtypes.bfloat16 else dtype
+    name: str = to(op_type, shape=shape or (1,), dtype=kind, seed=_seed(seed), **range)
+    name = name if shape else to("Reshape", name, dims(()))
+    return name if kind == dtype else to("Cast", name, to=dtype)
 
 
-_drawn(ops.random_uniform, "RandomUniform")
-_drawn(ops.random_normal, "RandomNormal")
+@exporter(ops.random_uniform)
+def _(to: Writer, counter: Value | None = None, *, shape: Any, dtype: Any, low: float, high: float, seed: int | None) -> str:
+    return _drawn(to, "RandomUniform", shape, np.dtype(dtype), seed, low=low, high=high)
+
+
+@exporter(ops.random_normal)
+def _(to: Writer, counter: Value | None = None, *, shape: Any, dtype: Any, mean: float, scale: float, seed: int | None) -> str:
+    """A scale that is not positive is applied afterwards: onnxruntime ends the process that asks for one."""
+    dtype = np.dtype(dtype)
+    if scale > 0:
+        return _drawn(to, "RandomNormal", shape, dtype, seed, mean=mean, scale=scale)
+    drawn = to("Mul", _drawn(to, "RandomNormal", shape, dtype, seed, mean=0.0, scale=1.0), np.array(scale, dtype))
+    return to("Add", drawn, np.array(mean, dtype))
 
 
 @exporter(ops.dropout)

@@ -77,7 +77,8 @@ def _steps(op: Op, layer: Any, states: int) -> None:
 
     @spelled(op)
     def _(x: Value, w: Value, r: Value, *rest: Value | None, **attributes: Any) -> list[Value]:
-        b, lens, *given = list(rest) + [None] * (2 + states - len(rest))
+        padded: list[Value | None] = [*rest, *[None] * (2 + states - len(rest))]
+        b, lens, *given = padded
         (d, _, h), batch = r.shape, x.shape[1]
         shapes = [(d, 2 * w.shape[1]), *[(d, batch, h)] * min(states, 2), (d, 3 * h)]
         full = [v or g.constant(np.zeros(s, x.dtype)) for v, s in zip((b, *given), shapes, strict=False)]

@@ -14,12 +14,15 @@ from flamert.exporters.shape import Dims, dims
 from flamert.exporters.writer import Writer
 from flamert.graph import Value
 from flamert.ops.op import Op
+from flamert.ops.reduce import bounds
 from flamert.ops.shape import narrow
 
 
 def _reduction(op: Op, op_type: str) -> None:
     @exporter(op)
     def _(to: Writer, x: Value, *, axes: Dims, keepdims: bool) -> Any:
+        if axes and to.opset < 18 and op is not ops.reduce_sum:
+            return to(op_type, x, axes=axes, keepdims=keepdims)
         if axes:
             return to(op_type, x, dims(axes), keepdims=keepdims)
         # No axes mean all of them in ONNX; what reduces nothing is the element itself, or as the op's body says.
@@ -47,6 +50,9 @@ def _widened(op: Op) -> None:
     def _(x: Value, **attributes: Any) -> Value:
         if x.dtype != dtypes.bool_ and (x.dtype not in dtypes.INTEGER or x.dtype.itemsize > 4):
             raise UnsupportedOp(f"{op.name}: ONNX has it for no {x.dtype.name}")
+        if not x.type.size and op in (ops.reduce_max, ops.reduce_min):
+            extreme = g.constant(np.array(bounds(x.dtype)[op is ops.reduce_min], x.dtype))
+            return ops.expand(extreme, shape=op.infer(x.type, **attributes).shape)
         wide = dtypes.int32 if x.dtype.itemsize == 1 else dtypes.int64
         return ops.cast(op(ops.cast(x, to=wide), **attributes), to=x.dtype)
 

@@ -1,4 +1,4 @@
-"""The writer of one ONNX graph: names, nodes checked against ONNX's schemas, initializers; ops become nodes here."""
+"""The writer of one ONNX graph: names, initializers, and nodes, made by the exporters of ops and checked by ONNX's schemas."""
 
 from __future__ import annotations
 
@@ -212,6 +212,9 @@ class Writer:
                 raise Unfit(f"{label} does not take {dtype.name} as {formal.name}")
             if formal.is_homogeneous and bound.setdefault(formal.type_str, dtype) != dtype:
                 raise Unfit(f"{label} wants one type for its operands, not {bound[formal.type_str].name} and {dtype.name}")
+        dtype = attributes.get("to", attributes.get("dtype"))
+        if isinstance(dtype, np.dtype) and onnx_type(dtype) not in allowed.get(schema.outputs[0].type_str, ()):
+            raise Unfit(f"{label} does not make {dtype.name}")
         return bound
 
     def _fresh(self, stem: str) -> str:
