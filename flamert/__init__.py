@@ -18,30 +18,31 @@ from flamert.importers.load import load
 if TYPE_CHECKING:
     from flamert import errors, losses, metrics, ops, optim
     from flamert.binding import IOBinding, OrtValue
-    from flamert.data import Batches
     from flamert.differentiate import value_and_grad
-    from flamert.fit import Callback, EarlyStopping
+    from flamert.exporters.graph import export_graph
     from flamert.grad import grad
     from flamert.grad.registry import gradient
     from flamert.graph import Graph, TensorType, Value
-    from flamert.history import History
     from flamert.model import Model, TensorSpec
     from flamert.options import ExecutionMode, GraphOptimizationLevel, RunOptions, SessionOptions
     from flamert.profile import Profile
     from flamert.session import InferenceSession, get_available_providers, get_device
     from flamert.threads import set_threads
     from flamert.trainer import Trainer
+    from flamert.training.data import Batches
+    from flamert.training.fit import Callback, EarlyStopping
+    from flamert.training.history import History
 
 __version__ = VERSION
 
 _WHERE = {
-    "Batches": "data",
-    "Callback": "fit",
-    "EarlyStopping": "fit",
+    "Batches": "training.data",
+    "Callback": "training.fit",
+    "EarlyStopping": "training.fit",
     "ExecutionMode": "options",
     "Graph": "graph",
     "GraphOptimizationLevel": "options",
-    "History": "history",
+    "History": "training.history",
     "IOBinding": "binding",
     "InferenceSession": "session",
     "Model": "model",
@@ -54,6 +55,7 @@ _WHERE = {
     "Trainer": "trainer",
     "Value": "graph",
     "errors": "errors",
+    "export_graph": "exporters.graph",
     "get_available_providers": "session",
     "get_device": "session",
     "grad": "grad",
@@ -87,6 +89,7 @@ __all__ = [
     "Trainer",
     "Value",
     "errors",
+    "export_graph",
     "get_available_providers",
     "get_device",
     "grad",

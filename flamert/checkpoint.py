@@ -37,7 +37,7 @@ def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     notes = json.dumps({"format": FORMAT, "version": VERSION, **books}, sort_keys=True)
     metadata = {"flamert": notes, "sha256": checksum(arrays, notes)}
     folder, name = os.path.split(os.path.abspath(os.fspath(path)))
-    write_files(folder, {name: safetensors.pieces(arrays, metadata)})
+    write_files(folder, {name: [safetensors.contents(arrays, metadata)]})
 
 
 def restore(trainer: Trainer, path: str | os.PathLike[str]) -> None:
@@ -68,11 +68,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:
-    """SHA-256 of the notes, of every tensor's entry in the header, and of all tensors' bytes in the file's order."""
-    entries = safetensors.entries_of(arrays)
-    digest = hashlib.sha256(json.dumps([notes, sorted(entries.items())]).encode())
-    for name in entries:
-        digest.update(safetensors.data(arrays[name]))
+    """SHA-256 of the notes, and of every tensor's name, type and bytes."""
+    digest = hashlib.sha256(notes.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(json.dumps([name, array.dtype.name, arrays[name].shape]).encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

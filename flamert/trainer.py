@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flamert import losses
-from flamert.data import Batch, Source, arrays_of, batch_of
-from flamert.diagnosis import fault_of
 from flamert.errors import CheckpointError, InputError, NonFiniteLoss, UnsupportedOp
 from flamert.feeds import checked
 from flamert.graph import Value
-from flamert.history import History
 from flamert.metrics import metric
 from flamert.model import Model
 from flamert.optim.optimizer import Optimizer
-from flamert.plans import Planned, Plans
 from flamert.runtime.plan import Plan
-from flamert.scalar import Scalar
-from flamert.state import Draft
-from flamert.training import (
+from flamert.training.data import Batch, Source, arrays_of, batch_of
+from flamert.training.diagnosis import fault_of
+from flamert.training.history import History
+from flamert.training.plans import Planned, Plans
+from flamert.training.scalar import Scalar
+from flamert.training.state import Draft
+from flamert.training.step import (
     BAD,
     CALLS,
     STEPS,
@@ -222,8 +222,8 @@ class Trainer:
         save_steps: int | None = None,
         save_seconds: float | None = 600.0,
     ) -> History:
-        """Train on all batches `epochs` times; see `flamert.fit.Fit` for the parameters."""
-        from flamert.fit import Fit
+        """Train on all batches `epochs` times; see `flamert.training.fit.Fit` for the parameters."""
+        from flamert.training.fit import Fit
 
         return Fit(
             self,
@@ -245,7 +245,7 @@ class Trainer:
         batches: as for `fit`. metrics: names or objects of `fr.metrics`, or functions of outputs and targets by name, both
         NumPy arrays. With `ema`, averaged weights are judged.
         """
-        from flamert.evaluation import evaluate
+        from flamert.training.evaluation import evaluate
 
         return evaluate(self, Source(batches, self.model, batch_size), [metric(m) for m in metrics])
 

@@ -12,8 +12,8 @@ import pytest
 
 import flamert as fr
 from flamert import checkpoint, safetensors
-from flamert.data import Batches
 from flamert.errors import CheckpointError, NonFiniteLoss
+from flamert.training.data import Batches
 from tests import training_models as models
 
 
@@ -164,9 +164,9 @@ def test_other_tools_find_parameters_by_their_names(tmp_path):
 
 def test_safetensors_of_every_type(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = {str(d): rng.integers(0, 2, (3, 2)).astype(d) for d in safetensors.NAMES.values()}
+    arrays = {str(d): rng.integers(0, 2, (3, 2)).astype(d) for d in safetensors.TYPES.values()}
     arrays |= {"empty": np.zeros((0, 3), np.float32), "scalar": np.float64(2)[()] * np.ones(())}
-    (tmp_path / "file").write_bytes(b"".join(map(bytes, safetensors.pieces(arrays, {"a": "b"}))))
+    (tmp_path / "file").write_bytes(safetensors.contents(arrays, {"a": "b"}))
     found, metadata = safetensors.read(tmp_path / "file")
     assert metadata == {"a": "b"} and found.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(CheckpointError):
         trainer_of().restore(tmp_path / "nowhere")
     plain = {"a": np.zeros(3, np.float32)}
-    (tmp_path / "plain").write_bytes(b"".join(map(bytes, safetensors.pieces(plain, {}))))
+    (tmp_path / "plain").write_bytes(safetensors.contents(plain, {}))
     with pytest.raises(CheckpointError, match="no checkpoint"):
         trainer_of().restore(tmp_path / "plain")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import flamert as fr
-from flamert.data import ahead, arrays_of
 from flamert.errors import InputError
-from flamert.history import History
-from flamert.tensorboard import masked_crc32c
+from flamert.training.data import ahead, arrays_of
+from flamert.training.history import History
+from flamert.training.tensorboard import masked_crc32c
 from tests import training_models as models
 from tests.test_trainer import trainer_of
 

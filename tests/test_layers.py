@@ -13,7 +13,8 @@ FILES = sorted(p for p in (ROOT / "flamert").rglob("*.py"))
 LOWEST = {"about", "dtypes", "errors", "files", "limits", "graph"}
 OPS = LOWEST | {"rewrite", "ops"}
 RUNTIME = OPS | {"runtime"}
-MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "model", "profile", "summary"}
+MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "origin", "model", "profile", "summary"}
+MODEL |= {"adapters", "safetensors"}
 # `importers` sees `exporters` because a model's origin is what saves it.
 ALLOWED = {
     **dict.fromkeys(LOWEST, LOWEST),
@@ -25,10 +26,12 @@ ALLOWED = {
     "optim": OPS | {"grad", "optim"},
     "feeds": RUNTIME | {"feeds"},
     "differentiate": MODEL,
+    "origin": RUNTIME | {"feeds", "origin"},
     "model": MODEL,
     "profile": MODEL,
     "summary": MODEL,
-    "testing": RUNTIME | {"testing", "grad", "passes"},
+    "adapters": MODEL,
+    "testing": MODEL | {"testing", "importers", "exporters"},
     "importers": MODEL | {"importers", "exporters"},
     "exporters": MODEL | {"importers", "exporters"},
 }
@@ -42,7 +45,7 @@ FOREIGN = {
     "torch": (),
     "onnxruntime": ("cli",),
     "typer": ("cli",),
-    "rich": ("cli", "summary", "progress"),
+    "rich": ("cli", "summary", "training.progress"),
 }
 """Which parts may import what belongs to others."""
 

@@ -7,7 +7,7 @@ import pytest
 import flamert as fr
 from flamert import ops
 from flamert.errors import InputError, NoGradient, NonFiniteLoss, ShapeError, UnsupportedOp
-from flamert.training import slot
+from flamert.training.step import slot
 from tests import training_models as models
 
 

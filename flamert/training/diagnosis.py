@@ -10,8 +10,8 @@ import numpy as np
 from flamert.dtypes import FLOAT
 from flamert.graph import CONSTANT, INPUT, Node, Value, topological
 from flamert.ops.evaluate import apply
-from flamert.state import State
-from flamert.training import CALLS, Objective, Recipe, gradients
+from flamert.training.state import State
+from flamert.training.step import CALLS, Objective, Recipe, gradients
 
 
 def fault_of(task: Objective, recipe: Recipe, state: State, passed: Sequence[Any]) -> str:

@@ -19,7 +19,7 @@ from flamert.model import Model
 from flamert.optim.clip import global_norm
 from flamert.optim.optimizer import Optimizer
 from flamert.rewrite import inline
-from flamert.state import Draft, State
+from flamert.training.state import Draft, State
 
 STEPS, CALLS, BAD = "flamert/steps", "flamert/calls", "flamert/bad"
 """State: optimizer steps taken; calls of `step`; the first call whose loss or gradient was not finite, or −1."""
@@ -47,12 +47,14 @@ def selected(model: Model, trainable: Trainable) -> tuple[str, ...]:
     """Names of the parameters that train. Raises InputError for a pattern that no floating parameter fits.
 
     None selects all but what exporters merely store like weights: scalars of rank 0 (an exponent, an epsilon) and what
-    PyTorch names "…/Constant_…" (a first state of zeros). A pattern or a predicate may select those too.
+    PyTorch names "…/Constant_…" (a first state of zeros); of a model with low-rank terms these and new heads alone. A pattern
+    or a predicate may select the others too.
     """
     still = model.origin.statistics
     floating = [n for n, a in model.params.items() if a.dtype in dtypes.STANDARD_FLOAT and n not in still]
     if trainable is None:
         names = [n for n in floating if model.params[n].ndim and "/Constant_" not in n]
+        names = [n for n in names if n in model.adapted] if model.adapted else names
     elif callable(trainable):
         names = [n for n in floating if trainable(n)]
     else:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flamert.data import Batch, Source
 from flamert.graph import Value
 from flamert.metrics import Function, Metric
-from flamert.state import Draft
-from flamert.training import Objective, place, target_of
+from flamert.training.data import Batch, Source
+from flamert.training.state import Draft
+from flamert.training.step import Objective, place, target_of
 
 if TYPE_CHECKING:
     from flamert.trainer import Trainer

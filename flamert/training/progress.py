@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from flamert.scalar import Scalar
+from flamert.training.scalar import Scalar
 
 EVERY = 0.25
 """Seconds between looks at the loss."""

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flamert import losses
-from flamert.data import Batch
 from flamert.feeds import checked, on_gpu
 from flamert.graph import Value
 from flamert.model import Model
 from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan
-from flamert.state import Draft
-from flamert.training import LossFunction, Objective, objective
+from flamert.training.data import Batch
+from flamert.training.state import Draft
+from flamert.training.step import LossFunction, Objective, objective
 
 MAX_PLANS = 16
 """Signatures that plans are kept for; the least recently used go first."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from flamert.errors import InputError
 from flamert.files import write_files
-from flamert.scalar import Scalar
+from flamert.training.scalar import Scalar
 
 Row = dict[str, float]
 """A summary of an epoch: epoch, step, loss, lr, examples_per_s; with validation val_loss and val_<metric>."""
@@ -58,7 +58,7 @@ class History:
         curves = {"loss": (at, means), "validation loss": self.series("val_loss")}
         curves = {name: curve for name, curve in curves.items() if curve[0]}
         if os.fspath(path).lower().endswith(".svg"):
-            from flamert.plot import picture
+            from flamert.training.plot import picture
 
             folder, name = os.path.split(os.path.abspath(os.fspath(path)))
             write_files(folder, {name: [picture(curves, "batches", title).encode()]})

@@ -11,14 +11,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flamert.data import Source
 from flamert.errors import CheckpointError, InputError
-from flamert.evaluation import evaluate
-from flamert.history import History, Row
 from flamert.metrics import Function, Metric
-from flamert.progress import Silent, shown
-from flamert.scalar import Scalar
-from flamert.tensorboard import EventFile
+from flamert.training.data import Source
+from flamert.training.evaluation import evaluate
+from flamert.training.history import History, Row
+from flamert.training.progress import Silent, shown
+from flamert.training.scalar import Scalar
+from flamert.training.tensorboard import EventFile
 
 if TYPE_CHECKING:
     from flamert.trainer import Trainer
@@ -92,8 +92,8 @@ class Interrupts:
 class Fit:
     """One call of `Trainer.fit`.
 
-    source: batches; see `flamert.data.Source` for what may be given. epochs: how many, counted from the start of what is
-    resumed. validation: batches that are evaluated after every epoch, with
+    source: batches; see `flamert.training.data.Source` for what may be given. epochs: how many, counted from the start of
+    what is resumed. validation: batches that are evaluated after every epoch, with
     `metrics`. callbacks: objects with methods of `Callback`, or functions that are called as its on_epoch. checkpoint: a file
     that is replaced after every epoch, every `save_steps` batches and every `save_seconds`; with `resume` training goes on
     from it if it is there. log_dir: where TensorBoard's event files go.
