@@ -12,7 +12,8 @@ from flamert.errors import InputError, NoGradient, ShapeError
 from flamert.feeds import checked
 from flamert.grad.transform import DIFFERENTIABLE, grad
 from flamert.graph import Graph, TensorType, Value
-from flamert.model import Model, Traced
+from flamert.model import Model
+from flamert.origin import Traced
 from flamert.runtime.plan import Plan
 
 MAX_PLANS = 16

@@ -9,96 +9,28 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
 from flamert.feeds import TensorSpec, checked, on_gpu
-from flamert.graph import Graph, Value
+from flamert.graph import Graph
+from flamert.origin import Origin, Traced
 from flamert.runtime.device import Device
-from flamert.runtime.program import Program, Slot, Stage, flatten
+from flamert.runtime.program import Program, flatten
 
 if TYPE_CHECKING:
     from flamert.profile import Profile
 
-__all__ = ["About", "Model", "Params", "TensorSpec"]
+__all__ = ["Model", "Params", "TensorSpec"]
 
 MAX_SIGNATURES = 64
 """Input signatures a model keeps programs for; the least recently used go first."""
 
 LARGE = 1 << 21
 """Bytes of weights from which memory is freed as soon as a model goes, not when Python next looks for garbage."""
-
-
-class About(NamedTuple):
-    """What a model file says of itself. `ops`: how often each (domain, op type) occurs, subgraphs included.
-
-    `types`: the declared type of each input and output as ONNX writes it, "tensor(float)".
-    """
-
-    file: str
-    graph: str
-    doc: str
-    graph_doc: str
-    producer: str
-    producer_version: str
-    domain: str
-    version: int
-    ir_version: int
-    opsets: Mapping[str, int]
-    metadata: Mapping[str, str]
-    ops: Mapping[tuple[str, str], int]
-    functions: tuple[str, ...]
-    types: Mapping[str, str]
-
-
-class Origin(Protocol):
-    """Where a model's graphs come from: the importer behind the scenes."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    weights: dict[str, np.ndarray]
-    optional: frozenset[str]
-    file: str
-
-    @property
-    def values(self) -> frozenset[str]:
-        """Every name that `run` can be asked for."""
-
-    def about(self) -> About:
-        """What the file says of itself."""
-
-    def save(self, path: str | os.PathLike[str], external_data: str | bool = "auto") -> None:
-        """Write the file with the current weights."""
-
-    def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
-        """The first stage for inputs of these types, the slots of the inputs' leaves, and the names of the inputs in order."""
-
-    @property
-    def statistics(self) -> frozenset[str]:
-        """Names of the weights that are running statistics, which training moves without a gradient."""
-
-    def trace(
-        self, feeds: Mapping[str, Any], outputs: Sequence[str], variable: frozenset[str], lasting: bool, seed: int | None
-    ) -> Traced:
-        """The model as one static graph, weights named in `variable` as inputs; see `flamert.importers.trace`."""
-
-
-class Traced(NamedTuple):
-    """A model as one static graph: every value by name, the entries of its inputs and variable weights, and the inputs whose
-    contents it was specialised to.
-
-    Of the training form also `moved`, what becomes of running statistics, and `counter`, which random numbers depend on.
-    """
-
-    values: Mapping[str, Any]
-    inputs: Mapping[str, Any]
-    static: frozenset[str]
-    moved: Mapping[str, Value] = MappingProxyType({})
-    counter: Value | None = None
 
 
 class Params(MutableMapping[str, np.ndarray]):
@@ -177,6 +109,8 @@ class Model:
         self.device = device
         self.inputs = origin.inputs
         self.outputs = origin.outputs
+        self.heads: tuple[str, ...] = ()
+        """Parameters of layers that `replace_head` made."""
         self._prepare = prepare
         self._cache: dict[Any, Any] = {}
         self._programs: OrderedDict[Hashable, tuple[Program, tuple[str, ...]]] = OrderedDict()
@@ -263,6 +197,65 @@ class Model:
         """
         self.params.settle()
         return self.origin.trace(feeds, names, variable, lasting, seed)
+
+    def add_lora(
+        self, targets: str | Sequence[str], *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, seed: int = 0
+    ) -> tuple[str, ...]:
+        """Adapt weights by low-rank terms: W + (alpha / rank) · B·A, of which only A and B train by default.
+
+        targets: glob patterns of layers or weights that MatMul, Gemm, Conv or Attention multiply with; "query" also fits
+        "encoder.0.query". dropout: how much of the layer's input training keeps from the term. Returns the layers' names; the
+        factors are `params["<name>.lora_A.weight"]` and B. `save` writes merged weights. Add terms before making a Trainer.
+        Raises InputError for a pattern that nothing fits.
+        """
+        from flamert.adapters import add_lora
+
+        return add_lora(self, targets, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+
+    def merge_lora(self) -> None:
+        """Add all low-rank terms to their weights for good."""
+        from flamert.adapters import merge_lora
+
+        merge_lora(self)
+
+    def save_lora(self, path: str | os.PathLike[str]) -> None:
+        """Write the low-rank terms alone, as safetensors with PEFT's names: a file, or PEFT's two into a folder."""
+        from flamert.adapters import save_lora
+
+        save_lora(self, path)
+
+    def load_lora(self, path: str | os.PathLike[str], *, alpha: float | None = None) -> tuple[str, ...]:
+        """Put low-rank terms from a file (or folder) that `save_lora` or PEFT wrote beside the weights. Returns their names.
+
+        alpha: where neither the file nor an adapter_config.json beside it says it. Raises CheckpointError for another's terms.
+        """
+        from flamert.adapters import load_lora
+
+        return load_lora(self, path, alpha=alpha)
+
+    def replace_head(self, output: str, features: int, *, name: str | None = None, init: str = "kaiming", seed: int = 0) -> str:
+        """Let `output` be a new linear layer of width `features`, on what the last linear layer took (or on the output itself).
+
+        What followed that layer (Softmax, Sigmoid) goes with it; other readers of `output` read the new one. name: of the
+        parameters "<name>.weight" and "<name>.bias", by default that of the old layer. init: "kaiming" (as torch.nn.Linear),
+        "xavier" or "zeros". Returns the name. Replace heads before making a Trainer.
+        """
+        from flamert.adapters import replace_head
+
+        return replace_head(self, output, features, name=name, init=init, seed=seed)
+
+    def follow_origin(self) -> None:
+        """Take over inputs, outputs and weights of an origin that has changed."""
+        self.inputs, self.outputs = self.origin.inputs, self.origin.outputs
+        self._specs = {spec.name: spec for spec in self.inputs}
+        self._all_outputs = tuple([spec.name for spec in self.outputs])
+        _drop(self._programs, self._cache)
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """Names of the parameters that alone train by default: factors of low-rank terms and new heads; empty without terms."""
+        factors = [name for term in self.origin.grafts.values() for name in (term.a, term.b)]
+        return frozenset((*factors, *self.heads) if factors else ())
 
     def prepared(self, graph: Graph) -> Graph:
         """A graph made of this model's values, after the passes."""

@@ -11,7 +11,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from flamert.errors import UnsupportedType
 from flamert.importers.onnx import DTYPES, opsets
-from flamert.model import About
+from flamert.origin import About
 
 
 def about(proto: onnx.ModelProto, file: str) -> About:

@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 
 from flamert import graph as g
 from flamert.errors import FlamertError, InvalidModel, UnsupportedOp, translated
-from flamert.importers import check
+from flamert.importers import check, graft
 from flamert.importers.about import about
 from flamert.importers.importer import Importer
 from flamert.importers.onnx import OnnxGraph, dtype_of, opsets, read_function, read_graph
@@ -21,8 +22,9 @@ from flamert.importers.source import Opened, open_model
 from flamert.importers.trace import trace
 from flamert.importers.training import statistics
 from flamert.importers.weights import collect
-from flamert.model import About, Model, TensorSpec, Traced
+from flamert.model import Model, TensorSpec
 from flamert.ops.folding import Folding
+from flamert.origin import About, Features, LowRank, Projection, Traced
 from flamert.passes.pipeline import prepare
 from flamert.runtime.device import device as device_named
 from flamert.runtime.program import Slot, Stage
@@ -94,29 +96,63 @@ class OnnxOrigin:
             if spec.kind == "tensor" and spec.dtype is None:
                 raise InvalidModel(f"input {spec.name!r} has no type")
         self._stored = {name: weakref.ref(array) for name, array in self.weights.items()}
+        self.grafts: dict[str, LowRank] = {}
+        """Low-rank terms beside weights, by where they are."""
+        self.ungrafted = self.graph.nodes
+        """The nodes without them."""
 
     def changed(self, name: str) -> bool:
-        """Whether a weight was replaced since it came from the file."""
-        return self._stored[name]() is not self.weights[name]
+        """Whether a weight was replaced since it came from the file, or did not come from there."""
+        return name not in self._stored or self._stored[name]() is not self.weights[name]
 
     @functools.cached_property
     def values(self) -> frozenset[str]:
-        """See `flamert.model.Origin`."""
+        """See `flamert.origin.Origin`."""
         made = [name for node in self.graph.nodes for name in node.outputs if name]
         return frozenset([*made, *self.graph.initializers, *[spec.name for spec in self.inputs]])
 
     def about(self) -> About:
-        """See `flamert.model.Origin`."""
+        """See `flamert.origin.Origin`."""
         return about(self.template, self.file)
 
     def save(self, path: str | os.PathLike[str], external_data: str | bool = "auto") -> None:
         """See `flamert.exporters.onnx.save`."""
         from flamert.exporters.onnx import save
 
-        save(self, path, external_data)
+        terms = self.merged()
+        plain = {name: self.weights[name] for name in terms}
+        self.weights.update(terms)
+        try:
+            save(self, path, external_data)
+        finally:
+            self.weights.update(plain)
+
+    def projections(self) -> list[Projection]:
+        """See `flamert.origin.Origin`."""
+        return graft.projections(self)
+
+    def attach(self, at: Projection, a: np.ndarray, b: np.ndarray, scale: float, dropout: float) -> None:
+        """See `flamert.origin.Origin`."""
+        graft.attach(self, LowRank(at, f"{at.name}.lora_A.weight", f"{at.name}.lora_B.weight", scale, dropout), a, b)
+
+    def detach(self) -> None:
+        """See `flamert.origin.Origin`."""
+        graft.detach(self)
+
+    def merged(self) -> dict[str, np.ndarray]:
+        """See `flamert.origin.Origin`."""
+        return graft.merged(self)
+
+    def features(self, output: str) -> Features:
+        """See `flamert.origin.Origin`."""
+        return graft.features(self, output)
+
+    def replace_head(self, output: str, taken: Features, name: str, w: np.ndarray, b: np.ndarray) -> None:
+        """See `flamert.origin.Origin`."""
+        graft.replace_head(self, output, taken, name, w, b)
 
     def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
-        """See `flamert.model.Origin`."""
+        """See `flamert.origin.Origin`."""
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
         importer = Importer(self.functions, self.file, declared, self.folding)
         bindings: dict[str, Entry] = {name: g.constant(a) for name, a in self.graph.initializers.items()}
@@ -136,7 +172,7 @@ class OnnxOrigin:
 
     @functools.cached_property
     def statistics(self) -> frozenset[str]:
-        """See `flamert.model.Origin`."""
+        """See `flamert.origin.Origin`."""
         return statistics(self.graph, self.functions) & self.weights.keys()
 
     def trace(
@@ -147,7 +183,7 @@ class OnnxOrigin:
         lasting: bool = False,
         seed: int | None = None,
     ) -> Traced:
-        """See `flamert.model.Origin`."""
+        """See `flamert.origin.Origin`."""
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
         weights = {n: a for n, a in self.weights.items() if n not in feeds}
         absent = {spec.name: None for spec in self.inputs if spec.name not in feeds and spec.name not in weights}

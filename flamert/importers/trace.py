@@ -15,7 +15,7 @@ from flamert.importers.importer import Importer
 from flamert.importers.onnx import OnnxGraph
 from flamert.importers.registry import Entry
 from flamert.importers.training import COUNTER, Training
-from flamert.model import Traced
+from flamert.origin import Traced
 from flamert.runtime.program import Call, Return, Slot, Stage
 
 
