@@ -37,6 +37,7 @@ FAMILIES = (
     "region",
     "resize",
     "rotary",
+    "rows",
     "scatter",
     "shape",
     "signal",

@@ -173,7 +173,7 @@ def _scratch(node: Node) -> list[TensorType]:
     return [TensorType((rows * d,), dtype), TensorType((rows * s,), dtype)]
 
 
-@kernel(attention, workspace=_scratch)
+@kernel(attention, "numpy", workspace=_scratch)
 def _(
     xp: Any,
     out: Any,

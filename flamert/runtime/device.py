@@ -25,6 +25,8 @@ class Device:
     name: str
     remote = False
     """Whether arrays live in memory of its own, so that those of the host must be uploaded."""
+    records = False
+    """Whether calls can be recorded and replayed as one; see capture.py."""
     tunes = False
     """Whether a plan that is called often is worth making again, with kernels that cost more to set up."""
 
@@ -99,14 +101,16 @@ class Cuda(Device):
     backend = "cupy"
     tunes = True
     remote = True
+    records = True
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, allow_tf32: bool = False, deterministic: bool = False) -> None:
         import cupy
 
         import flamert.ops.cuda  # noqa: F401 (registers the kernels)
 
         self.xp = cupy
         self.index = index
+        self.allow_tf32, self.deterministic = allow_tf32, deterministic
         self.name = f"cuda:{index}"
 
     def allocate(self, nbytes: int) -> Any:
@@ -150,8 +154,12 @@ def storage(dtype: np.dtype) -> np.dtype:
 
 
 @functools.cache
-def device(name: str | None = None) -> Device:
-    """`None` (CUDA if there is a GPU, else the CPU), "cpu", "cuda" or "cuda:1"."""
+def device(name: str | None = None, allow_tf32: bool = False, deterministic: bool = False) -> Device:
+    """`None` (CUDA if there is a GPU, else the CPU), "cpu", "cuda" or "cuda:1".
+
+    allow_tf32: let matrix products of float32 round their operands to TF32. deterministic: the same bits for the same inputs,
+    whatever that costs. A CPU does the latter and not the former.
+    """
     if name is None:
         name = "cuda" if _gpus() else "cpu"
     if name == "cpu":
@@ -161,7 +169,7 @@ def device(name: str | None = None) -> Device:
         raise DeviceError(f"unknown device {name!r}: use None, 'cpu', 'cuda' or 'cuda:N'")
     if int(index or 0) >= _gpus():
         raise DeviceError(f"{name!r}: CuPy finds {_gpus()} GPUs here. Install flamert[gpu] and a driver, or use 'cpu'")
-    return Cuda(int(index or 0))
+    return Cuda(int(index or 0), allow_tf32, deterministic)
 
 
 @functools.cache

@@ -42,4 +42,4 @@ def hosted(device: Device) -> Kernel:
 
         return run
 
-    return Kernel(None, bind, bind=True)  # type: ignore[arg-type]
+    return Kernel(None, bind, bind=True, host=True)  # type: ignore[arg-type]

@@ -13,6 +13,9 @@ from flamert.errors import DeviceError
 
 WORKSPACE_BYTES = 32 << 20
 
+CANDIDATES = 8
+"""Algorithms that are tried where a product is tuned."""
+
 _TYPES = {dtypes.float32: 0, dtypes.float64: 1, dtypes.float16: 2, dtypes.bfloat16: 14}  # cudaDataType
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 _TRANSA, _TRANSB = 3, 4  # cublasLtMatmulDescAttributes_t
@@ -46,6 +49,13 @@ def _handle(device: int) -> ctypes.c_void_p:
     return handle
 
 
+@functools.cache
+def version() -> int:
+    """Of the library."""
+    _library().cublasLtGetVersion.restype = ctypes.c_size_t
+    return int(_library().cublasLtGetVersion())
+
+
 def _check(status: int, what: str) -> None:
     if status:
         raise DeviceError(f"cuBLASLt {what} failed with status {status}")
@@ -69,7 +79,8 @@ class Product:
 
     def __init__(self, a: Matrix, b: Matrix, batch: int, dtype: np.dtype, *, tf32: bool, device: int) -> None:
         self._lib = _library()
-        self._device = device
+        self.device = device
+        self.key = repr((a, b, batch, dtype.name, tf32))
         kind = _TYPES[dtype]
         double = dtype == dtypes.float64
         compute = _COMPUTE_64F if double else _COMPUTE_TF32 if tf32 and dtype == dtypes.float32 else _COMPUTE_32F
@@ -83,7 +94,8 @@ class Product:
         self._a = self._layout(kind, b, batch)
         self._b = self._layout(kind, a, batch)
         self._d = self._layout(kind, Matrix(a.rows, b.columns, b.columns, False, a.rows * b.columns), batch)
-        self._algorithm = self._choose()
+        self.candidates = self._found()
+        self.algorithm = self.candidates[0]
 
     def _set(self, kind: str, where: ctypes.c_void_p, key: int, value: Any) -> None:
         setter = getattr(self._lib, f"cublasLt{kind}SetAttribute")
@@ -103,25 +115,37 @@ class Product:
             self._set("MatrixLayout", layout, _BATCH_STRIDE, ctypes.c_int64(m.batch_stride))
         return layout
 
-    def _choose(self) -> _Heuristic:
+    def _found(self) -> list[_Heuristic]:
+        """Algorithms for this product, the most promising first."""
         preference = ctypes.c_void_p()
         _check(self._lib.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)), "preference")
         self._set("MatmulPreference", preference, _MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE_BYTES))
-        found, count = _Heuristic(), ctypes.c_int()
+        found, count = (_Heuristic * CANDIDATES)(), ctypes.c_int()
         status = self._lib.cublasLtMatmulAlgoGetHeuristic(
-            *(_handle(self._device), self._desc, self._a, self._b, self._d, self._d, preference),
-            *(1, ctypes.byref(found), ctypes.byref(count)),
+            *(_handle(self.device), self._desc, self._a, self._b, self._d, self._d, preference),
+            *(CANDIDATES, found, ctypes.byref(count)),
         )
         self._lib.cublasLtMatmulPreferenceDestroy(preference)
         _check(status or (0 if count.value else 15), "heuristic")
-        return found
+        return list(found[: count.value])
+
+    def recall(self, chosen: str) -> None:
+        """Take an algorithm that was chosen before: its contents in hex."""
+        restored = _Heuristic()
+        ctypes.memmove(ctypes.byref(restored), bytes.fromhex(chosen), ctypes.sizeof(restored.algorithm))
+        self.algorithm = restored
+
+    @property
+    def choice(self) -> str:
+        """The algorithm's contents in hex; they mean the same to this version of the library."""
+        return bytes(self.algorithm.algorithm).hex()
 
     def __call__(self, a: int, b: int, d: int, workspace: int, stream: int) -> None:
         """Launch on device addresses."""
         pointer = ctypes.c_void_p
         status = self._lib.cublasLtMatmul(
-            *(_handle(self._device), self._desc, ctypes.byref(self._one), pointer(b), self._a, pointer(a), self._b),
-            *(ctypes.byref(self._zero), pointer(d), self._d, pointer(d), self._d, ctypes.byref(self._algorithm)),
+            *(_handle(self.device), self._desc, ctypes.byref(self._one), pointer(b), self._a, pointer(a), self._b),
+            *(ctypes.byref(self._zero), pointer(d), self._d, pointer(d), self._d, ctypes.byref(self.algorithm)),
             *(pointer(workspace), ctypes.c_size_t(WORKSPACE_BYTES), pointer(stream)),
         )
         _check(status, "product")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from flamert import dtypes
 from flamert.graph import Node, TensorType
-from flamert.ops.cuda.cublaslt import WORKSPACE_BYTES, Matrix, Product
+from flamert.ops.cuda.cublaslt import WORKSPACE_BYTES, Matrix, Product, version
+from flamert.ops.cuda.tuning import choices, fastest
 from flamert.ops.linear import matmul
 from flamert.ops.op import Site, kernel
 
@@ -29,6 +31,16 @@ def _workspace(node: Node) -> tuple[TensorType, ...]:
 
 @kernel(matmul, "cupy", when=_suits, bind=True, workspace=_workspace)
 def _(site: Site, out: Any, a: Any, b: Any) -> Callable[[], None]:
+    return _bound(site, out, a, b)
+
+
+@kernel(matmul, "cupy", when=_suits, bind=True, workspace=_workspace, hot=True)
+def _(site: Site, out: Any, a: Any, b: Any) -> Callable[[], None]:
+    """With the fastest of several algorithms."""
+    return _bound(site, out, a, b, tuned=True)
+
+
+def _bound(site: Site, out: Any, a: Any, b: Any, tuned: bool = False) -> Callable[[], None]:
     xp = site.xp
     if a.ndim == 1:
         a, out = a[None], out[..., None, :] if b.ndim > 1 else out[None]
@@ -39,28 +51,42 @@ def _(site: Site, out: Any, a: Any, b: Any) -> Callable[[], None]:
     if len(batch) and b.strides[:-2] == (0,) * len(batch) and _rows_merge(a):
         # One matrix for all: the batch is just more rows.
         a, b, out, batch = a.reshape(-1, a.shape[-1]), b[(0,) * len(batch)], out.reshape(-1, out.shape[-1]), ()
-    tf32 = bool(getattr(site.device, "allow_tf32", False))
     copies: list[tuple[Any, Any]] = []
     a, b = (_multipliable(m, xp, copies) for m in (a, b))
-    stride = _batch_stride(a), _batch_stride(b)
-    device = xp.cuda.Device().id
-    if None in stride:
-        product = Product(_matrix(a, 0), _matrix(b, 0), 1, out.dtype, tf32=tf32, device=device)
-        places = [(a[i].data.ptr, b[i].data.ptr, out[i].data.ptr) for i in np.ndindex(*batch)]
-    else:
-        product = Product(_matrix(a, stride[0]), _matrix(b, stride[1]), math.prod(batch), out.dtype, tf32=tf32, device=device)
-        places = [(a.data.ptr, b.data.ptr, out.data.ptr)]
+    product = _product(a, b, math.prod(batch), out.dtype, site.device)
     work = site.work[0].data.ptr
     current = xp.cuda.get_current_stream
 
     def run() -> None:
         for to, of in copies:
             to[...] = of
-        stream = current().ptr
-        for at in places:
-            product(*at, work, stream)
+        product(a.data.ptr, b.data.ptr, out.data.ptr, work, current().ptr)
 
+    if tuned:
+        _tune(product, run)
     return run
+
+
+def _product(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any) -> Product:
+    tf32 = bool(device.allow_tf32) and dtype == dtypes.float32
+    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index)
+
+
+def _tune(product: Product, run: Callable[[], None]) -> None:
+    """Let a product have the fastest algorithm for it, measured now or before."""
+
+    def measured() -> str:
+        def under(algorithm: Any) -> Callable[[], None]:
+            def launch() -> None:
+                product.algorithm = algorithm
+                run()
+
+            return launch
+
+        product.algorithm = product.candidates[fastest([under(c) for c in product.candidates])]
+        return product.choice
+
+    product.recall(choices("cublaslt", version(), product.device).find(product.key, measured))
 
 
 def _rows_merge(a: Any) -> bool:
@@ -74,34 +100,28 @@ def _rows_merge(a: Any) -> bool:
 
 
 def _multipliable(m: Any, xp: Any, copies: list[tuple[Any, Any]]) -> Any:
-    """m itself where one of its last two axes is dense, else a buffer that is filled from it before each product."""
-    rows, columns = m.strides[-2:]
-    item = m.itemsize
-    if (columns == item or m.shape[-1] == 1) and (rows >= m.shape[-1] * item or m.shape[-2] == 1):
-        return m
-    if (rows == item or m.shape[-2] == 1) and (columns >= m.shape[-2] * item or m.shape[-1] == 1):
-        return m
+    """m itself where matrices lie evenly and one of their axes is dense, else a buffer that is filled from it each time."""
+    if _dense(m, -1, -2) or _dense(m, -2, -1):
+        steps = [(d, s) for d, s in zip(m.shape[:-2], m.strides[:-2], strict=True) if d != 1]
+        if all(s == inner * d for (_, s), (d, inner) in itertools.pairwise(steps)):
+            return m
     buffer = xp.empty(m.shape, m.dtype)
     copies.append((buffer, m))
     return buffer
 
 
-def _batch_stride(m: Any) -> int | None:
-    """Elements between consecutive matrices, or None where they do not lie evenly."""
-    steps = [(d, s) for d, s in zip(m.shape[:-2], m.strides[:-2], strict=True) if d != 1]
-    if not steps:
-        return 0
-    expected = steps[-1][1]
-    for d, s in reversed(steps):
-        if s != expected:
-            return None
-        expected *= d
-    return steps[-1][1] // m.itemsize
+def _dense(m: Any, inner: int, outer: int) -> bool:
+    """Whether elements along one of a matrix's two axes are neighbours, and the other axis steps over them."""
+    item = m.itemsize
+    return (m.strides[inner] == item or m.shape[inner] == 1) and (
+        m.strides[outer] >= m.shape[inner] * item or m.shape[outer] == 1
+    )
 
 
-def _matrix(m: Any, batch_stride: int | None) -> Matrix:
+def _matrix(m: Any) -> Matrix:
     rows, columns = m.shape[-2:]
     item = m.itemsize
-    if (m.strides[-1] == item or columns == 1) and (m.strides[-2] >= columns * item or rows == 1):
-        return Matrix(rows, columns, columns if rows == 1 else m.strides[-2] // item, False, batch_stride or 0)
-    return Matrix(rows, columns, rows if columns == 1 else m.strides[-1] // item, True, batch_stride or 0)
+    apart = next((s // item for d, s in zip(m.shape[-3::-1], m.strides[-3::-1], strict=True) if d != 1), 0)
+    if _dense(m, -1, -2):
+        return Matrix(rows, columns, columns if rows == 1 else m.strides[-2] // item, False, apart)
+    return Matrix(rows, columns, rows if columns == 1 else m.strides[-1] // item, True, apart)

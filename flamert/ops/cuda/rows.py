@@ -1,0 +1,103 @@
+"""Groups of elementwise ops and row reductions on the GPU: one kernel for each, made by the emitter."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from flamert import dtypes
+from flamert.graph import Node
+from flamert.ops.cuda.emit import expressible, merged
+from flamert.ops.cuda.emit_rows import REGISTERS, RowOperand, Shape, held, rows_kernel, schedule, shape_of
+from flamert.ops.cuda.pointwise import VECTOR_BYTES, compiled, known, value_types
+from flamert.ops.op import Site, kernel
+from flamert.ops.pointwise import Instruction
+from flamert.ops.rows import REDUCTIONS, rows
+
+
+def fits(node: Node) -> bool:
+    """Whether a group's types have expressions, and its rows fit into registers."""
+    program, n = node.attrs["program"], len(node.inputs)
+    types = value_types(program, [v.type for v in node.inputs if v is not None])
+    for step, type in zip(program, types[n:], strict=True):
+        operands = [types[i].dtype for i in step.operands]
+        if step.op in REDUCTIONS:
+            if type.dtype not in dtypes.STANDARD_FLOAT:
+                return False
+        elif not expressible(step.op, dict(step.attrs), operands, type.dtype):
+            return False
+    shape = _shape(node)
+    plan = schedule(program, [o.along for o in _operands(node)], node.attrs["results"])
+    return held(plan, shape) <= REGISTERS and shape.turns <= 64
+
+
+def _row(node: Node) -> tuple[int, ...]:
+    """The full shape of a group's values, rows first."""
+    program, n = node.attrs["program"], len(node.inputs)
+    types = value_types(program, [v.type for v in node.inputs if v is not None])
+    first = next(step for step in program if step.op in REDUCTIONS)
+    assert n
+    return types[first.operands[0]].shape
+
+
+def _shape(node: Node) -> Shape:
+    full, axes = _row(node), node.attrs["axes"]
+    length = math.prod(full[len(full) - axes :])
+    sizes = [v.dtype.itemsize for v in node.inputs if v is not None and v.type.size > 1] + [
+        t.dtype.itemsize for t in node.types
+    ]
+    width = VECTOR_BYTES // max(sizes)
+    while length % width:
+        width //= 2
+    return shape_of(length, width)
+
+
+def _operands(node: Node) -> list[RowOperand]:
+    full, axes = _row(node), node.attrs["axes"]
+    found = []
+    for v in node.inputs:
+        assert v is not None
+        own = (1,) * (len(full) - v.rank) + v.shape
+        found.append(RowOperand(v.type, math.prod(own[len(full) - axes :]) > 1, (), known(v)))
+    return found
+
+
+@kernel(rows, "cupy", when=fits, bind=True, contiguous=True)
+def _(
+    site: Site, out: Any, *inputs: Any, program: tuple[Instruction, ...], results: tuple[int, ...], axes: int
+) -> Callable[[], None]:
+    node = site.node
+    outs = out if isinstance(out, tuple) else (out,)
+    full = _row(node)
+    lead = full[: len(full) - axes]
+    length = math.prod(full[len(full) - axes :])
+    strides = [_lead_strides(x.shape, full, axes) for x in inputs]
+    loop = merged(lead, strides) if inputs else merged(lead, [(0,) * len(lead)])
+    operands = [o._replace(steps=tuple(d != 0 for d in s)) for o, s in zip(_operands(node), loop.strides, strict=False)]
+    stored = [o.literal is None for o in operands]
+    shape = _shape(node)
+    arrays = [x for x, o in zip(inputs, operands, strict=True) if o.literal is None]
+    aligned = [x for x, o in zip(inputs, operands, strict=True) if o.along]
+    while shape.width > 1 and any(x.data.ptr % (shape.width * x.itemsize) for x in (*aligned, *outs)):
+        shape = shape_of(length, shape.width // 2)
+    types = value_types(program, [v.type for v in node.inputs if v is not None])
+    run = compiled(rows_kernel(program, types, operands, results, len(loop.shape), shape), "rows")
+    count = math.prod(lead)
+    arguments = [*arrays, *outs, np.uint32(count), *[np.uint32(d) for d in loop.shape[1:]]]
+    arguments += [np.int64(d) for s in compress(loop.strides, stored) for d in s if d]
+    return functools.partial(run, (-(-count // shape.rows),), (shape.threads * shape.rows,), tuple(arguments))
+
+
+def _lead_strides(shape: tuple[int, ...], full: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """Elements from row to row of a contiguous operand, along each axis of rows; 0 where it is broadcast."""
+    own = (1,) * (len(full) - len(shape)) + tuple(shape)
+    found, step = [], math.prod(own[len(full) - axes :])
+    for d in reversed(own[: len(full) - axes]):
+        found.append(0 if d == 1 else step)
+        step *= d
+    return tuple(reversed(found))

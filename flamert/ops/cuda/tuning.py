@@ -1,0 +1,95 @@
+"""What was found out about this GPU by measuring: remembered on disk, so that the next process need not measure again."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flamert.about import VERSION
+from flamert.errors import FlamertError
+from flamert.files import write_files
+
+REPEATS = 5
+
+
+def folder() -> str:
+    """Where flamert keeps what it can make again: $FLAMERT_CACHE, or flamert in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.environ.get("FLAMERT_CACHE") or os.path.join(base, "flamert")
+
+
+class Choices:
+    """Choices by what they were made for. The file is written at exit, whole; one that cannot be read counts as empty."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.made: dict[str, str] = {}
+        self.fresh = False
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            self.made = {str(k): str(v) for k, v in found.items()}
+        except (OSError, ValueError, AttributeError):
+            self.made = {}
+        atexit.register(self.write)
+
+    def find(self, key: str, make: Callable[[], str]) -> str:
+        """What was chosen for this key, or `make()`."""
+        if key not in self.made:
+            self.made[key] = make()
+            self.fresh = True
+        return self.made[key]
+
+    def write(self) -> None:
+        """Write what is new. A folder that cannot be written costs the next process time, and nothing else."""
+        if self.fresh:
+            try:
+                where, name = os.path.split(os.path.abspath(self.path))
+                os.makedirs(where, exist_ok=True)
+                write_files(where, {name: [json.dumps(self.made).encode()]})
+                self.fresh = False
+            except (OSError, FlamertError):
+                return
+
+
+@functools.cache
+def choices(library: str, version: int, device: int) -> Choices:
+    """Those for one library on one device. They hold for that version, driver and kind of GPU alone."""
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(device)
+    kind = properties["name"].decode().replace(" ", "-")
+    driver = cupy.cuda.runtime.driverGetVersion()
+    return Choices(os.path.join(folder(), f"{library}-{version}-{kind}-{driver}-{VERSION}.json"))
+
+
+def fastest(candidates: Sequence[Callable[[], Any]]) -> int:
+    """The number of the fastest of these launches, by the median of a few; one that raises is out of the race."""
+    import cupy
+
+    best, winner = float("inf"), 0
+    for i, launch in enumerate(candidates):
+        try:
+            launch()
+            times = sorted(_timed(cupy, launch) for _ in range(REPEATS))
+        except FlamertError:
+            continue
+        if times[REPEATS // 2] < best:
+            best, winner = times[REPEATS // 2], i
+    return winner
+
+
+def _timed(cupy: Any, launch: Callable[[], Any]) -> float:
+    """Milliseconds of two launches, one after the other: a single one would measure the host's part in it."""
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    start.record()
+    launch()
+    launch()
+    end.record()
+    end.synchronize()
+    elapsed: float = cupy.cuda.get_elapsed_time(start, end)
+    return elapsed

@@ -1,0 +1,97 @@
+"""Plans recorded as CUDA graphs: the same results bit for bit, new inputs, flat memory, and what cannot be recorded."""
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+
+import flamert as fr
+from flamert import graph as g
+from flamert import ops
+from flamert.graph import Graph, TensorType
+from flamert.runtime.device import device
+from flamert.runtime.plan import Plan
+from tests import training_models as models
+
+pytestmark = pytest.mark.gpu
+FLOAT = np.dtype(np.float32)
+
+
+def network():
+    x = g.input(TensorType((8, 16), FLOAT), "x")
+    w = g.constant(np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32))
+    h = ops.gelu(ops.matmul(x, w))
+    return Graph([x], [ops.softmax(h, axis=-1), ops.reduce_sum(h, axes=(0, 1))])
+
+
+def fed(seed):
+    return device("cuda").upload(np.random.default_rng(seed).standard_normal((8, 16)).astype(np.float32))
+
+
+def recording(plan):
+    [arena] = plan._arenas._idle
+    return arena.bound[plan].replay
+
+
+def test_a_recording_gives_the_same_bits():
+    hot, cold = Plan(network(), device("cuda"), hot=True), Plan(network(), device("cuda"))
+    kept = []
+    for seed in range(5):
+        got, want = hot(fed(seed)), cold(fed(seed))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(a.get(), b.get())
+        kept.append((got[0], got[0].get()))
+    assert recording(hot).recorded
+    for array, before in kept:
+        np.testing.assert_array_equal(array.get(), before)
+
+
+def test_training_is_recorded_and_the_same():
+    def run(record):
+        model = fr.load(models.perceptron(drops=True), device="cuda")
+        trainer = fr.Trainer(model, "cross_entropy", fr.optim.AdamW(1e-2), clip_norm=1.0)
+        if not record:
+            model.device.records = False
+        try:
+            losses = [float(trainer.step(x, t)) for x, t in models.rows(10)]
+        finally:
+            model.device.records = True
+        return losses, trainer.state.snapshot()
+
+    (losses, state), (other, same) = run(True), run(False)
+    assert losses == other
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, same[name], err_msg=name)
+
+
+def test_memory_stays_flat_and_is_given_back():
+    cupy = device("cuda").xp
+    pool = cupy.get_default_memory_pool()
+    gc.collect()
+    before = pool.used_bytes()
+    plan = Plan(network(), device("cuda"), hot=True)
+    x = fed(0)
+    for _ in range(10):
+        plan(x)
+    pool.free_all_blocks()
+    free = cupy.cuda.Device().mem_info[0]
+    for _ in range(2000):
+        plan(x)
+    cupy.cuda.Device().synchronize()
+    assert cupy.cuda.Device().mem_info[0] >= free - (1 << 21)
+    del plan, x
+    gc.collect()
+    assert pool.used_bytes() <= before
+
+
+def test_what_cannot_be_recorded_says_why():
+    x = g.input(TensorType((3,), FLOAT), "x")
+    plan = Plan(Graph([x], [x + ops.random_uniform(shape=(3,))]), device("cuda"), hot=True)
+    assert "random_uniform draws other numbers" in plan.obstacle
+    results = [plan(fed(0)[0, :3])[0].get() for _ in range(4)]
+    assert len({r.tobytes() for r in results}) == 4
+
+
+def test_torch_is_not_needed():
+    assert "torch" not in sys.modules or "tests.torch_models" in sys.modules
