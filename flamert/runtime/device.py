@@ -103,7 +103,7 @@ class Cuda(Device):
     remote = True
     records = True
 
-    def __init__(self, index: int = 0, allow_tf32: bool = False, deterministic: bool = False) -> None:
+    def __init__(self, index: int = 0, allow_tf32: bool | None = None, deterministic: bool = False) -> None:
         import cupy
 
         import flamert.ops.cuda  # noqa: F401 (registers the kernels)
@@ -154,11 +154,11 @@ def storage(dtype: np.dtype) -> np.dtype:
 
 
 @functools.cache
-def device(name: str | None = None, allow_tf32: bool = False, deterministic: bool = False) -> Device:
+def device(name: str | None = None, allow_tf32: bool | None = None, deterministic: bool = False) -> Device:
     """`None` (CUDA if there is a GPU, else the CPU), "cpu", "cuda" or "cuda:1".
 
-    allow_tf32: let matrix products of float32 round their operands to TF32. deterministic: the same bits for the same inputs,
-    whatever that costs. A CPU does the latter and not the former.
+    allow_tf32: whether products of float32 may round their operands to TF32; None: those of convolutions only.
+    deterministic: the same bits for the same inputs, whatever that costs. A CPU does the latter and not the former.
     """
     if name is None:
         name = "cuda" if _gpus() else "cpu"

@@ -1,0 +1,164 @@
+"""A binding of cuDNN's graphs, as far as convolutions need it: arrays as they lie, own workspace, safe to capture."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flamert import dtypes
+from flamert.errors import DeviceError
+
+WORKSPACE_BYTES = 128 << 20
+
+TYPES = {dtypes.float32: "FLOAT", dtypes.float16: "HALF", dtypes.bfloat16: "BFLOAT16"}
+
+
+@functools.cache
+def available() -> bool:
+    """Whether cuDNN and its Python front end are installed."""
+    return importlib.util.find_spec("cudnn") is not None
+
+
+@functools.cache
+def _cudnn() -> Any:
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    # Engines that are compiled when they are chosen look for these among what is loaded already.
+    for name in ("nvrtc", "cudart"):
+        load_nvidia_dynamic_lib(name)
+    import cudnn
+
+    return cudnn
+
+
+@functools.cache
+def _handle(device: int) -> Any:
+    return _cudnn().create_handle()
+
+
+@functools.cache
+def version() -> int:
+    """Of the library."""
+    return int(_cudnn().backend_version())
+
+
+class Tensor(NamedTuple):
+    """How an operand lies: lengths, channels second, and strides in elements."""
+
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @staticmethod
+    def of(x: Any) -> Tensor:
+        """That of an array; arrays of one spatial axis get a second, of length 1, in front of it."""
+        dims, strides = tuple(x.shape), tuple(s // x.itemsize for s in x.strides)
+        if len(dims) == 3:
+            dims, strides = (*dims[:2], 1, dims[2]), (*strides[:2], strides[2] * dims[2], strides[2])
+        return Tensor(dims, strides)
+
+
+class Windows(NamedTuple):
+    """Where windows lie, as `conv` has it."""
+
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    def spelled(self, rank: int) -> dict[str, list[int]]:
+        """cuDNN's arguments for this many spatial axes."""
+        n = len(self.strides)
+        more = rank - n
+        return {
+            "pre_padding": [0] * more + list(self.pads[:n]),
+            "post_padding": [0] * more + list(self.pads[n:]),
+            "stride": [1] * more + list(self.strides),
+            "dilation": [1] * more + list(self.dilations),
+        }
+
+
+class Convolution:
+    """One convolution, built for its operands' layouts. kind: "fprop" (x, w → y), "dgrad" (dy, w → dx), "wgrad" (x, dy → dw).
+
+    bias, residual: layouts of what is added to y, in the order that has the fast engines. relu: of the sum. tf32: let float32
+    products round their operands. Raises DeviceError where cuDNN has no engine for it.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        operands: Sequence[Tensor],
+        result: Tensor,
+        dtype: np.dtype,
+        windows: Windows,
+        *,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        tf32: bool = True,
+        deterministic: bool = False,
+        device: int = 0,
+    ) -> None:
+        self.device = device
+        self.key = repr((kind, operands, result, dtype.name, windows, bias, residual, relu, tf32, deterministic))
+        cudnn = _cudnn()
+        io, wide = getattr(cudnn.data_type, TYPES[dtype]), cudnn.data_type.FLOAT
+        handle = _handle(device)
+        self.graph = cudnn.pygraph(io_data_type=io, intermediate_data_type=wide, compute_data_type=wide, handle=handle)
+        self._numbers = iter(range(8))
+        self.inputs = [self._tensor(t, io) for t in operands]
+        spelled = windows.spelled(len(result.dims) - 2)
+        names = {"fprop": ("image", "weight"), "dgrad": ("loss", "filter"), "wgrad": ("image", "loss")}[kind]
+        y = getattr(self.graph, f"conv_{kind}")(**dict(zip(names, self.inputs, strict=True)), **spelled)
+        if kind != "fprop":
+            y.set_dim(list(result.dims))
+        for more in (residual, bias):
+            if more is not None:
+                self.inputs.append(self._tensor(more, io))
+                y = self.graph.add(y, self.inputs[-1])
+        y = self.graph.relu(y) if relu else y
+        self.output = y.set_output(True).set_data_type(io).set_dim(list(result.dims)).set_stride(list(result.strides))
+        try:
+            self._plan(cudnn, tf32 or dtype != dtypes.float32, deterministic)
+        except Exception as error:
+            raise DeviceError(f"cuDNN has no {kind} for {operands} → {result}, {dtype.name}: {error}") from error
+
+    def _tensor(self, t: Tensor, io: Any) -> Any:
+        return self.graph.tensor(name=f"t{next(self._numbers)}", data_type=io, dim=list(t.dims), stride=list(t.strides))
+
+    def _plan(self, cudnn: Any, tensor_cores: bool, deterministic: bool) -> None:
+        graph = self.graph
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        notes = [] if tensor_cores else [cudnn.numerical_note.TENSOR_CORE]
+        notes += [cudnn.numerical_note.NONDETERMINISTIC] if deterministic else []
+        if notes:
+            graph.deselect_numeric_notes(notes)
+        graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
+        graph.check_support()
+        self.candidates = []
+        for i in range(graph.get_execution_plan_count()):
+            try:
+                graph.build_plan_at_index(i)
+                if graph.get_workspace_size_plan_at_index(i) <= WORKSPACE_BYTES:
+                    self.candidates.append(i)
+            except Exception:  # an engine that promised too much
+                continue
+        if not self.candidates:
+            raise DeviceError("no engine can be built")
+        self.chosen = self.candidates[0]
+
+    def launch(self, inputs: Sequence[Any], output: Any, work: Any, stream: Callable[[], Any]) -> Callable[[], None]:
+        """A call on these arrays, of the layouts that this was built for."""
+        pointers = {t: x.data.ptr for t, x in zip((*self.inputs, self.output), (*inputs, output), strict=True)}
+        cudnn, handle, workspace = _cudnn(), _handle(self.device), work.data.ptr
+
+        def run() -> None:
+            cudnn.set_stream(handle, stream().ptr)
+            self.graph.execute_plan_at_index(pointers, workspace, self.chosen, handle=handle)
+
+        return run

@@ -1,0 +1,94 @@
+"""Mixed precision: matrix products and convolutions of float32 become ones of a half type, what would suffer stays float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from flamert import dtypes, ops
+from flamert.graph import CONSTANT, INPUT, Graph, Node, Value, sourced
+
+Choice = Callable[[Node, tuple[Value | None, ...]], "np.dtype | None"]
+
+LOWERED = frozenset({"matmul", "gemm", "linear", "einsum", "conv", "conv_transpose", "conv_channels_last", "attention"})
+"""Ops that are computed in the half type, on whatever they are given."""
+
+FAMILIES = frozenset({"elementwise", "logic", "activation", "shape", "index", "pool", "image"})
+
+FOLLOWING = frozenset(
+    {"batch_norm", "batch_norm_training", "dropout", "reduce_max", "reduce_min", "cast", "erf", "tanh", "sqrt"}
+)
+"""With `FAMILIES`: ops that are computed in the type of their operands, the wider one where these differ."""
+
+NARROWABLE = frozenset({"softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm", "instance_norm"})
+"""Ops that compute in float32 inside, and lose no more than a rounding where their operands and results are halves."""
+
+WIDE = frozenset({"pow"})
+"""Ops of these families that are computed in float32 all the same."""
+
+
+def autocast(graph: Graph, to: np.dtype, *, islands: bool = True) -> Graph:
+    """The graph in mixed precision: inputs and outputs as before, products in `to`, the rest where PyTorch's autocast has it.
+
+    to: float16 or bfloat16. islands: keep norms and softmax, and what they hand on, in float32, as training needs; without,
+    they take and give halves. Only float32 is touched. Constants of one element take the other operand's type if they fit.
+    """
+    return _retyped(graph, lambda node, inputs: _type_for(node, inputs, to, islands), (to, dtypes.float32))
+
+
+def widen(graph: Graph) -> Graph:
+    """The graph computed in float32 wherever it has half types; inputs and outputs as before."""
+    return _retyped(graph, lambda node, inputs: None if node.op.name == "cast" else dtypes.float32, tuple(dtypes.HALF))
+
+
+def _retyped(graph: Graph, wanted: Choice, movable: tuple[np.dtype, ...]) -> Graph:
+    """Each node on operands of the type that is `wanted` for it, as far as they are of `movable` types."""
+    new: dict[Value, Value] = {}
+    cast: dict[tuple[Value, np.dtype], Value] = {}
+
+    def as_type(v: Value, dtype: np.dtype) -> Value:
+        if v.dtype == dtype:
+            return v
+        if (v, dtype) not in cast:
+            cast[v, dtype] = ops.cast(v, to=dtype)
+        return cast[v, dtype]
+
+    for node in graph.nodes:
+        if node.op in (INPUT, CONSTANT):
+            continue
+        inputs = tuple([None if v is None else new.get(v, v) for v in node.inputs])
+        dtype = wanted(node, inputs)
+        if dtype is not None:
+            inputs = tuple([v if v is None or v.dtype not in movable else as_type(v, dtype) for v in inputs])
+        if inputs != node.inputs:
+            with sourced(node.source):
+                new.update(zip(node.outputs, node.op.node(inputs, node.attrs).outputs, strict=True))
+    return Graph(graph.inputs, [as_type(new.get(v, v), v.dtype) for v in graph.outputs])
+
+
+def _type_for(node: Node, inputs: tuple[Value | None, ...], to: np.dtype, islands: bool) -> np.dtype | None:
+    """What a node's float32 and half operands become: one type for all, or None to leave them as they are."""
+    mine = [v for v in inputs if v is not None and v.dtype in (to, dtypes.float32)]
+    if not mine:
+        return None
+    name = node.op.name
+    if name in LOWERED:
+        return to
+    if not any(v.dtype == to for v in mine):
+        return None
+    if name not in WIDE and (node.op.family in FAMILIES or name in FOLLOWING):
+        return to if all(v.dtype == to or _weak(v, to) for v in mine) else dtypes.float32
+    if name in NARROWABLE and not islands:
+        return to
+    return dtypes.float32
+
+
+def _weak(v: Value, to: np.dtype) -> bool:
+    """Whether a value is a number that anybody would write without a type, and that the half type can hold."""
+    array = v.constant
+    if array is None or array.size != 1:
+        return False
+    number = float(array.reshape(-1)[0])
+    return not np.isfinite(number) or abs(number) <= float(ml_dtypes.finfo(to).max)
