@@ -7,22 +7,25 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flamert.differentiate import Gradients, vjp
 from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
 from flamert.feeds import TensorSpec, checked, on_gpu
 from flamert.graph import Graph
-from flamert.origin import Origin, Traced
+from flamert.origin import Origin, Stored, Traced
+from flamert.passes.pipeline import PRECISIONS
 from flamert.runtime.device import Device
 from flamert.runtime.program import Program, flatten
 
 if TYPE_CHECKING:
     from flamert.profile import Profile
+    from flamert.training_info import TrainingInfo
 
 __all__ = ["Model", "Params", "TensorSpec"]
 
@@ -36,12 +39,17 @@ LARGE = 1 << 21
 class Params(MutableMapping[str, np.ndarray]):
     """A model's parameters: name in the file → array. Assigning replaces the array; shape and dtype must stay.
 
+    A weight that the file stores as small integers (int8 behind Cast and Mul, DequantizeLinear) is there twice: as the
+    integers, under the initializer's name, and as the floating weight that they stand for, under the name of the value that
+    the model computes with. The floating one can be assigned and trained; `Model.save` rounds it to integers again, with the
+    file's scale and zero point, so that changes smaller than half a step are lost. Assigning integers sets it back to them.
+
     Weights that are being trained live elsewhere: whoever trains them `lend`s the means to fetch them, which is used when
     somebody looks.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], changed: Callable[[], None]) -> None:
-        self._arrays = arrays
+    def __init__(self, arrays: dict[str, np.ndarray], stored: Stored, changed: Callable[[], None]) -> None:
+        self._arrays, self._stored = arrays, stored
         self._changed = changed
         self._fetch: Callable[[], Mapping[str, np.ndarray]] | None = None
         self.assigned = 0
@@ -60,10 +68,15 @@ class Params(MutableMapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         self.settle()
-        return self._arrays[name]
+        return self._arrays[name] if name in self._arrays else self._stored[name]
+
+    def thaw(self, names: Iterable[str]) -> None:
+        """From now on those of these weights that are stored as integers are arrays of their own, ready to be trained."""
+        self._stored.thaw(names)
 
     def __setitem__(self, name: str, array: Any) -> None:
         self.settle()
+        self._stored.thaw([name])
         old = self._arrays.get(name)
         if old is None:
             raise InputError(f"the model has no parameter {name!r}")
@@ -73,6 +86,7 @@ class Params(MutableMapping[str, np.ndarray]):
                 f"parameter {name!r} is {old.dtype.name}{list(old.shape)}, not {array.dtype.name}{list(array.shape)}"
             )
         self._arrays[name] = np.array(array)
+        self._stored.follow(name)
         self.assigned += 1
         self._changed()
 
@@ -80,10 +94,11 @@ class Params(MutableMapping[str, np.ndarray]):
         raise InputError("parameters cannot be removed")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        yield from self._arrays
+        yield from [name for name in self._stored if name not in self._arrays]
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return f"<{len(self)} parameters>"
@@ -101,24 +116,31 @@ class Model:
         device: Device,
         prepare: Callable[[Graph, bool, Device, dict[Any, Any]], Graph],
         *,
+        precision: str | None = None,
         allow_tf32: bool | None = None,
         deterministic: bool = False,
     ) -> None:
-        self.allow_tf32, self.deterministic = allow_tf32, deterministic
+        self.precision, self.allow_tf32, self.deterministic = precision, allow_tf32, deterministic
         self.origin = origin
         self.device = device
         self.inputs = origin.inputs
         self.outputs = origin.outputs
         self.heads: tuple[str, ...] = ()
         """Parameters of layers that `replace_head` made."""
+        self.adaptations: list[dict[str, Any]] = []
+        """How the model differs from its file in structure: what was called to make it so, which `readapt` calls again."""
+        self._training_info: tuple[TrainingInfo, ...] | None = None
         self._prepare = prepare
         self._cache: dict[Any, Any] = {}
         self._programs: OrderedDict[Hashable, tuple[Program, tuple[str, ...]]] = OrderedDict()
         # Nothing here refers back to the model, so that it goes when its owner lets go of it.
         drop = partial(_drop, self._programs, self._cache)
-        self.params = Params(origin.weights, drop)
+        self.params = Params(origin.weights, origin.stored, drop)
         large = sum([a.nbytes for a in origin.weights.values()]) > LARGE
         weakref.finalize(self, partial(_drop, self._programs, self._cache, large)).atexit = False
+        self.gradients = Gradients()
+        """What `vjp` and `value_and_grad` keep for their next calls."""
+        weakref.finalize(self, self.gradients.clear).atexit = False  # called before the other one
         self._building = threading.Lock()
         self._specs = {spec.name: spec for spec in self.inputs}
         self._all_outputs = tuple([spec.name for spec in self.outputs])
@@ -178,8 +200,6 @@ class Model:
         self, inputs: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Outputs and vector-Jacobian products by name; see `flamert.differentiate.vjp`."""
-        from flamert.differentiate import vjp
-
         return vjp(self, inputs, cotangents, wrt)
 
     def trace(
@@ -197,6 +217,15 @@ class Model:
         """
         self.params.settle()
         return self.origin.trace(feeds, names, variable, lasting, seed)
+
+    @property
+    def training_info(self) -> tuple[TrainingInfo, ...]:
+        """The training algorithms that the file itself holds (ONNX's `training_info`), to be run as they are written."""
+        if self._training_info is None:
+            from flamert.training_info import TrainingInfo
+
+            self._training_info = tuple([TrainingInfo(self, a) for a in self.origin.algorithms])
+        return self._training_info
 
     def add_lora(
         self, targets: str | Sequence[str], *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, seed: int = 0
@@ -332,8 +361,8 @@ class Model:
     def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         like = {name: x if isinstance(x, np.ndarray | list | dict) else _stand_in(x) for name, x in feeds.items()}
         stage, slots, order = self.origin.specialise(like, outputs)
-        device, cache, prepare = self.device, self._cache, self._prepare
-        program = Program(stage, slots, device, lambda graph, hot: prepare(graph, hot, device, cache), cache)
+        device, cache, prepare, computed = self.device, self._cache, self._prepare, PRECISIONS[self.precision]
+        program = Program(stage, slots, device, lambda graph, hot: prepare(computed(graph), hot, device, cache), cache)
         return program, tuple(order)
 
     def _spec(self, name: str) -> TensorSpec:

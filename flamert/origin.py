@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -73,7 +73,7 @@ class Features(NamedTuple):
 
 class Traced(NamedTuple):
     """A model as one static graph: every value by name, the entries of its inputs and variable weights, and the inputs whose
-    contents it was specialised to.
+    contents it was specialised to: those that are constants in it, and those that it was only right to look at (`consulted`).
 
     Of the training form also `moved`, what becomes of running statistics, and `counter`, which random numbers depend on.
     """
@@ -81,8 +81,45 @@ class Traced(NamedTuple):
     values: Mapping[str, Any]
     inputs: Mapping[str, Any]
     static: frozenset[str]
+    consulted: frozenset[str] = frozenset()
     moved: Mapping[str, Value] = MappingProxyType({})
     counter: Value | None = None
+
+
+class Algorithm(NamedTuple):
+    """A training algorithm that comes with a model: how its variables start, and one step of it, as models of their own.
+
+    step: takes the model's inputs, the algorithm's, and all variables. initial, updated: variable → the output of
+    `initialization` or `step` that it becomes. state: the algorithm's own variables and constants, by name; not the model's.
+    outputs: what a step gives its caller.
+    """
+
+    initialization: Origin
+    step: Origin
+    initial: Mapping[str, str]
+    updated: Mapping[str, str]
+    state: dict[str, np.ndarray]
+    outputs: tuple[str, ...]
+
+
+class Stored(Protocol):
+    """A mapping from names of floating weights to arrays, computed from what the file stores until a weight is thawed."""
+
+    def __getitem__(self, name: str) -> np.ndarray: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    @property
+    def within(self) -> frozenset[str]:
+        """Weights that only serve to make others of codes: scales, zero points."""
+
+    def thaw(self, names: Iterable[str]) -> None:
+        """From now on these weights, as far as they are stored so, are the model's own, so that they can change."""
+
+    def follow(self, codes: str) -> None:
+        """Let thawed weights be what their codes, which were replaced, stand for."""
 
 
 class Origin(Protocol):
@@ -95,6 +132,14 @@ class Origin(Protocol):
     file: str
     grafts: dict[str, LowRank]
     """Low-rank terms by the names of their places."""
+
+    @property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """The training algorithms in the file: its `training_info`."""
+
+    @property
+    def stored(self) -> Stored:
+        """Weights that the file stores as small integers, by the names of their floating values."""
 
     @property
     def values(self) -> frozenset[str]:

@@ -82,7 +82,7 @@ def facts(model: Model) -> dict[str, Any]:
         "inputs": [_spec(s, about.types) | {"optional": s.name in model.origin.optional} for s in model.inputs],
         "outputs": [_spec(s, about.types) for s in model.outputs],
         "parameters": sum(a.size for a in floating),
-        "parameter_bytes": sum(a.nbytes for a in model.params.values()),
+        "parameter_bytes": sum(a.nbytes for a in model.origin.weights.values()),
         "ops": {f"{domain}::{op}" if domain else op: n for (domain, op), n in about.ops.items()},
         "device": model.device.name,
         "signatures": model.signatures,

@@ -51,10 +51,10 @@ def save(origin: OnnxOrigin, path: str | os.PathLike[str], external_data: str | 
     for t in proto.graph.initializer:
         _put_weight(t, origin, layout, tickets, external_data)
     changed = _changed_inside(proto, origin)
-    named = {id(t): name for name, t in changed}
+    new = {id(t): array for t, array in changed}
     for t in _other_tensors(proto):
-        if id(t) in named:
-            _put_changed(t, origin.weights[named[id(t)]], layout, tickets, external_data)
+        if id(t) in new:
+            _put_changed(t, new[id(t)], layout, tickets, external_data)
         else:
             _put_other(t, origin, layout, tickets, external_data)
     files: dict[str, Iterable[Piece]] = dict(layout.files())
@@ -133,14 +133,20 @@ def _write_out_changed_sparse(proto: onnx.ModelProto, origin: OnnxOrigin) -> Non
                 del sparse[i]
 
 
-def _changed_inside(proto: onnx.ModelProto, origin: OnnxOrigin) -> list[tuple[str, TensorProto]]:
-    """Weights that were replaced and are no initializers of the main graph: in constants, in inner graphs, in functions."""
+def _changed_inside(proto: onnx.ModelProto, origin: OnnxOrigin) -> list[tuple[TensorProto, np.ndarray]]:
+    """Weights that were replaced and are no initializers of the main graph: in constants, in inner graphs, in functions.
+
+    And the variables that training algorithms have of their own.
+    """
     found = []
     for part, names in zip(parts(proto), origin.names, strict=True):
         initializers = getattr(part.proto, "initializer", []) if part.where else []
         for own, t in [*[(t.name, t) for t in initializers], *constants(part.proto)]:
             if own in names and origin.changed(names[own]):
-                found.append((names[own], t))
+                found.append((t, origin.weights[names[own]]))
+    for info, algorithm, first in zip(proto.training_info, origin.algorithms, origin.first_state, strict=True):
+        state = {n: a for n, a in algorithm.state.items() if a is not first[n]}
+        found += [(t, state[t.name]) for t in info.algorithm.initializer if t.name in state]
     return found
 
 

@@ -38,10 +38,6 @@ def _(ctx: Context, limit: Value | None = None, condition: Value | None = None, 
     n, n_scans = len(state), len(body.outputs) - 1 - len(state)
     if len(body.inputs) != n + 2 or n_scans < 0:
         raise InvalidModel(f"a Loop with {n} states has a body of {len(body.inputs)} inputs and {len(body.outputs)} outputs")
-    if ctx.whole:
-        for known in (limit, condition):
-            if known is not None:
-                ctx.value(known)
     turns, go_on = _turns(ctx, limit), _truth(ctx, condition)
     endless = _stays_true(body)
     if endless and turns is not None and go_on and turns > loops.MAX_TURNS:
@@ -57,14 +53,14 @@ def _(ctx: Context, limit: Value | None = None, condition: Value | None = None, 
 
 def _turns(ctx: Context, limit: Value | None) -> int | None:
     """How many turns a Loop makes at most: a number, or None where there is no bound or only data can tell."""
-    known = ctx.known(limit)
+    known = ctx.value(limit) if ctx.whole and limit is not None else ctx.known(limit)
     return None if known is None else max(int(known.item()), 0)
 
 
 def _truth(ctx: Context, condition: Value | None) -> bool | None:
     if condition is None:
         return True
-    known = ctx.known(condition)
+    known = ctx.value(condition) if ctx.whole else ctx.known(condition)
     return None if known is None else bool(known.item())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,65 +12,20 @@ import numpy as np
 from flamert import graph as g
 from flamert.errors import FlamertError, InvalidModel, NoGradient, UnsafeModel, UnsupportedOp, translated
 from flamert.graph import INPUT, Graph, Node, Source, Value
+from flamert.importers.frames import Frame, Scope, copied, replace, unknown
 from flamert.importers.host import Body
-from flamert.importers.onnx import OnnxGraph, OnnxNode, Reference
+from flamert.importers.onnx import OnnxGraph, OnnxNode, resolved
 from flamert.importers.registry import Context, Converter, Enter, Entry, HostCall, NeedValue, Opaque, as_entry, find
 from flamert.importers.training import Training
 from flamert.limits import MAX_NESTING, MAX_NODES
 from flamert.ops.evaluate import evaluate, value_of
 from flamert.ops.folding import Folding
-from flamert.runtime.program import Call, Read, Return, Slot, Stage, flatten
+from flamert.runtime.program import Call, Read, Return, Slot, Stage
 
 FOLD_BYTES = 1 << 16
 """Known results up to this size are computed while importing; larger ones are left to the folding pass."""
 
 _EMPTY = OnnxGraph((), (), (), {})
-
-
-class Scope:
-    """Names of one graph, with the names around it."""
-
-    __slots__ = ("names", "opsets", "parent")
-
-    def __init__(self, opsets: Mapping[str, int], parent: Scope | None = None) -> None:
-        self.names: dict[str, Entry] = {}
-        self.opsets = opsets
-        self.parent = parent
-
-    def find(self, name: str) -> Entry:
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.names:
-                return scope.names[name]
-            scope = scope.parent
-        raise InvalidModel(f"{name!r} is read but never written")
-
-
-class Frame:
-    """A graph being imported: how far, and what to do with its outputs at the end."""
-
-    __slots__ = ("again", "at", "attributes", "graph", "leave", "node", "scope", "state")
-
-    def __init__(
-        self,
-        graph: OnnxGraph,
-        scope: Scope,
-        node: OnnxNode | None = None,
-        leave: Any = None,
-        state: Sequence[Entry] = (),
-    ) -> None:
-        self.graph, self.scope, self.node, self.leave, self.state = graph, scope, node, leave, list(state)
-        self.at = 0
-        self.again = False
-        self.attributes: Mapping[str, Any] | None = None
-
-    def needed(self) -> Iterator[str]:
-        """Names that are still to be read, here or by what leaving leads to."""
-        for node in self.graph.nodes[self.at :]:
-            yield from node.reads
-        yield from self.graph.outputs
-        if self.again:
-            yield from self.graph.free
 
 
 class Importer:
@@ -108,6 +63,10 @@ class Importer:
         """What stands for weights that are no constants, by the identity of their arrays."""
         self.contents: dict[Value, np.ndarray] = {}
         """What all inputs hold, where the import is for one set of contents only."""
+        self.consulted: set[Value] = set()
+        """Inputs of `contents` that were looked at: only for what these hold is the import right."""
+        self.deciding = False
+        """Whether branches are taken, and loops ended, by what `contents` gives, floating data or not."""
 
     # -- values that come from outside --------------------------------------------------------------------------------
 
@@ -148,7 +107,7 @@ class Importer:
         attributes: those of the function that the graph is part of, if it is part of one.
         """
         if outputs is not None:
-            graph = _pruned(graph, outputs)
+            graph = graph.pruned(outputs)
         scope = Scope(opsets)
         scope.names.update(bindings)
         self.frames = [Frame(graph, scope)]
@@ -200,7 +159,7 @@ class Importer:
         function = self.functions.get((node.domain, node.op_type, node.overload)) if self.functions else None
         attributes: Mapping[str, Any] = node.attributes
         if frame.attributes is not None:
-            attributes = _resolved(attributes, frame.attributes)
+            attributes = resolved(attributes, frame.attributes)
         if function is not None:
             return self._enter_function(function, inputs, attributes)
         opset = frame.scope.opsets.get(node.domain, 0)
@@ -320,7 +279,7 @@ class Importer:
         slots = tuple([self._tree(v, crossing) for v in wanted])
 
         def resume(found: Sequence[np.ndarray], received: Importer) -> None:
-            received.replace(dict(zip(wanted, [g.constant(np.array(a)) for a in found], strict=True)))
+            replace(received.frames, dict(zip(wanted, [g.constant(np.array(a)) for a in found], strict=True)))
 
         return self._close(crossing, Read(slots), resume)
 
@@ -358,9 +317,7 @@ class Importer:
     def _close(self, crossing: list[Value], step: Read | Call, resume: Callable[[Sequence[Any], Importer], None]) -> Stage:
         """End the static stage here. Its continuation starts from a copy of this importer's state, once per outcome."""
         state = self.copy({name for frame in self.frames for name in frame.needed()})
-        for entry in state.entries():
-            _collect(entry, crossing)
-        crossing = list(dict.fromkeys(crossing))
+        crossing = list(dict.fromkeys([*crossing, *unknown(state.frames)]))
         for value in crossing:
             if value not in self.slots:
                 self.slots[value] = self._slot(value.dtype)
@@ -373,7 +330,7 @@ class Importer:
             importer.slots.update({fresh[v]: slot for v, slot in slots.items()})
             if isinstance(step, Read):
                 resume(found, importer)
-            importer.replace(fresh)
+            replace(importer.frames, fresh)
             if isinstance(step, Call):
                 resume(found, importer)
             received = tuple(importer.received)
@@ -407,83 +364,6 @@ class Importer:
         """The same state, independent of this one; with `needed`, other names are forgotten."""
         twin = Importer(self.functions, self.file, self.declared, self.folding)
         twin.visited, twin.numbers, twin.rolled, twin.whole = self.visited, self.numbers, self.rolled, self.whole
-        scopes: dict[Scope, Scope] = {}
-
-        def copied(scope: Scope | None) -> Scope | None:
-            if scope is None:
-                return None
-            if scope not in scopes:
-                new = scopes[scope] = Scope(scope.opsets, copied(scope.parent))
-                new.names = {n: e for n, e in scope.names.items() if needed is None or n in needed}
-            return scopes[scope]
-
-        for frame in self.frames:
-            new = Frame(frame.graph, copied(frame.scope), frame.node, frame.leave, frame.state)  # type: ignore[arg-type]
-            new.at, new.attributes, new.again = frame.at, frame.attributes, frame.again
-            twin.frames.append(new)
+        twin.frames = copied(self.frames, needed)
         twin.slots = dict(self.slots)
         return twin
-
-    def entries(self) -> Iterator[Entry]:
-        """Everything that names and frames hold."""
-        seen: set[Scope] = set()
-        for frame in self.frames:
-            yield from frame.state
-            scope: Scope | None = frame.scope
-            while scope is not None and scope not in seen:
-                seen.add(scope)
-                yield from scope.names.values()
-                scope = scope.parent
-
-    def replace(self, new: Mapping[Any, Entry]) -> None:
-        """Bind every name that stands for an old Value to a new Entry."""
-
-        def renewed(entry: Entry) -> Entry:
-            if isinstance(entry, list):
-                return [renewed(e) for e in entry]
-            return new.get(entry, entry) if isinstance(entry, Value | Opaque) else entry
-
-        seen: set[Scope] = set()
-        for frame in self.frames:
-            frame.state = [renewed(e) for e in frame.state]
-            scope: Scope | None = frame.scope
-            while scope is not None and scope not in seen:
-                seen.add(scope)
-                scope.names = {n: renewed(e) for n, e in scope.names.items()}
-                scope = scope.parent
-
-
-def _collect(entry: Entry, crossing: list[Value]) -> None:
-    """Add the Values inside an Entry that depend on data."""
-    if isinstance(entry, list):
-        for e in entry:
-            _collect(e, crossing)
-    elif isinstance(entry, Value) and not entry.node.known:
-        crossing.append(entry)
-
-
-def _pruned(graph: OnnxGraph, outputs: Sequence[str]) -> OnnxGraph:
-    """The part of a graph that these names need."""
-    needed = set(outputs)
-    kept: list[OnnxNode] = []
-    for node in reversed(graph.nodes):
-        if not needed.isdisjoint(node.outputs):
-            kept.append(node)
-            needed.update(node.reads)
-    pruned = OnnxGraph(reversed(kept), graph.inputs, outputs, graph.initializers, graph.name)
-    pruned.opsets = graph.opsets
-    return pruned
-
-
-def _resolved(attributes: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Attributes with references to the enclosing function's attributes filled in; those not given are left out."""
-    return {
-        k: given[v.name] if isinstance(v, Reference) else v
-        for k, v in attributes.items()
-        if not isinstance(v, Reference) or v.name in given
-    }
-
-
-def signature(objects: Sequence[Any]) -> Hashable:
-    """What a specialisation is cached under: shapes and element types, and the structure of sequences."""
-    return tuple([flatten(obj, []) for obj in objects])

@@ -112,7 +112,14 @@ def _(ctx: Context, start: Value, limit: Value, delta: Value, *, stash_type: int
         i = np.arange(count).astype(stash, copy=False)
         return [(i * np.array(step, stash) + np.array(first, stash)).astype(kind, copy=False)]
 
-    return ctx.host(counted, start, limit, delta)
+    bounds = [ctx.given(v) for v in (start, limit, delta)] if kind in dtypes.STANDARD_FLOAT else [None]
+    if any(b is None for b in bounds):
+        return ctx.host(counted, start, limit, delta)
+    # Only how many elements there are is fixed; what they are follows start and delta.
+    (fixed,) = counted(*[b for b in bounds if b is not None])
+    i = g.constant(np.arange(len(fixed)).astype(stash))
+    first, step = (cast(ops.reshape(v, shape=()), to=stash) for v in (start, delta))
+    return cast(i * step + first, to=kind)
 
 
 # -- results whose shape only data can tell ---------------------------------------------------------------------------
@@ -120,9 +127,12 @@ def _(ctx: Context, start: Value, limit: Value, delta: Value, *, stash_type: int
 
 @converter("NonZero", 9, strings=True)
 def _(ctx: Context, x: Value) -> Any:
-    if x.rank == 0:
-        return ctx.host(lambda a: [np.zeros((0, int(bool(a))), np.int64)], x)
-    return ctx.host(lambda a: [np.array(np.nonzero(a), np.int64).reshape(a.ndim, -1)], x)
+    def places(a: np.ndarray) -> list[np.ndarray]:
+        a = np.asarray(a)
+        return [np.array(np.nonzero(a), np.int64).reshape(a.ndim, -1) if a.ndim else np.zeros((0, int(bool(a))), np.int64)]
+
+    found = None if x.dtype.hasobject else ctx.given(x)
+    return ctx.host(places, x) if found is None else g.constant(places(found)[0])
 
 
 _COMPRESS = read_function(
@@ -152,7 +162,12 @@ def _(ctx: Context, x: Value, condition: Value, *, axis: int | None = None) -> E
 @converter("Unique", 11, strings=True)
 def _(ctx: Context, x: Value, *, axis: int | None = None, sorted: int = 1) -> Any:
     at = None if axis is None else axis_in(axis, x.rank)
-    return ctx.host(lambda a: unique(a, at, bool(sorted)), x)
+    found = None if x.dtype.hasobject else ctx.given(x)
+    if found is None or not x.rank:
+        return ctx.host(lambda a: unique(a, at, bool(sorted)), x)
+    # What varies smoothly is which elements these are, taken from where each first occurs.
+    _, first, *counts = [g.constant(a) for a in unique(found, at, bool(sorted))]
+    return ops.gather(ops.reshape(x, shape=(x.type.size,)) if at is None else x, first, axis=at or 0), first, *counts
 
 
 def unique(x: np.ndarray, axis: int | None, in_order: bool) -> list[np.ndarray]:

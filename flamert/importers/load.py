@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
 from flamert import graph as g
-from flamert.errors import FlamertError, InvalidModel, UnsupportedOp, translated
-from flamert.importers import check, graft
+from flamert.errors import FlamertError, InputError, InvalidModel, UnsupportedOp, translated
+from flamert.importers import check, graft, head
 from flamert.importers.about import about
+from flamert.importers.batch import free
 from flamert.importers.importer import Importer
 from flamert.importers.onnx import OnnxGraph, dtype_of, opsets, read_function, read_graph
 from flamert.importers.registry import Entry
 from flamert.importers.source import Opened, open_model
+from flamert.importers.stored import Place, Stored
 from flamert.importers.trace import trace
 from flamert.importers.training import statistics
-from flamert.importers.weights import collect
+from flamert.importers.training_info import read_algorithms
+from flamert.importers.weights import collect, records_of
 from flamert.model import Model, TensorSpec
 from flamert.ops.folding import Folding
 from flamert.origin import About, Features, LowRank, Projection, Traced
-from flamert.passes.pipeline import prepare
+from flamert.passes.pipeline import PRECISIONS, prepare
 from flamert.runtime.device import device as device_named
 from flamert.runtime.program import Slot, Stage
 
@@ -37,18 +41,30 @@ def load(
     precision: str | None = None,
     allow_tf32: bool | None = None,
     deterministic: bool = False,
+    free_batch: bool | Mapping[str, int] = False,
 ) -> Model:
     """Load an ONNX model.
 
     source: path, bytes, `onnx.ModelProto` or `onnx_ir.Model`. device: None (GPU if there is one), "cpu", "cuda", "cuda:1".
-    precision: None computes in the file's own types; nothing else is implemented yet. allow_tf32 (None: convolutions only)
-    and deterministic concern GPU kernels; on the CPU there is no TF32 and every run gives the same bits.
+    precision: what `run` computes float32 in, "fp16" or "bf16", while inputs and outputs keep their types; "fp32" computes a
+    file's half types in float32, None everything in its own type. allow_tf32 (None: convolutions only) and deterministic
+    concern GPU kernels; on the CPU there is no TF32 and every run gives the same bits.
+    free_batch: whether to make a batch dimension free that the exporter froze to 1: inputs then take any number of examples,
+    each of which is computed as if it were alone, and `save` writes the changed file. True takes the batch to be axis 0 of
+    each input, or axis 1 where axis 0 is none (recurrent states); a mapping says which axis it is, by input. Constants inside
+    that say 1 for the batch are rewritten where the meaning of every node on the way proves it right; otherwise
+    UnsupportedOp names the node that is in the way.
     Raises InvalidModel, UnsafeModel or UnsupportedOp for files that are broken, hostile or beyond this library.
     """
-    if precision is not None:
-        raise UnsupportedOp(f"precision={precision!r} is not implemented; leave it out to compute in the file's own types")
-    where = device_named(device)
-    return Model(_origin(open_model(source)), where, prepare, allow_tf32=allow_tf32, deterministic=deterministic)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r}: one of {', '.join(map(repr, PRECISIONS))}")
+    where = device_named(device, allow_tf32, deterministic)
+    origin = _origin(open_model(source))
+    if free_batch:
+        opened = open_model(source)
+        if free(origin, opened.proto, free_batch):
+            origin = _origin(opened)
+    return Model(origin, where, prepare, precision=precision, allow_tf32=allow_tf32, deterministic=deterministic)
 
 
 def _origin(opened: Opened) -> OnnxOrigin:
@@ -86,7 +102,6 @@ class OnnxOrigin:
         for graph in (self.graph, *functions):
             check.structure(graph)
         check.expansion(self.graph, self.functions)
-        tensors.release(proto.graph.initializer)
         self.inputs = tuple([_spec(i) for i in proto.graph.input if i.name not in self.weights])
         overridable = [_spec(i) for i in proto.graph.input if i.name in self.weights]
         self.inputs += tuple(overridable)
@@ -95,15 +110,47 @@ class OnnxOrigin:
         for spec in self.inputs:
             if spec.kind == "tensor" and spec.dtype is None:
                 raise InvalidModel(f"input {spec.name!r} has no type")
+        self.algorithms = read_algorithms(self, proto.training_info, tensors)
+        tensors.release(proto.graph.initializer)
+        self.first_state = [dict(a.state) for a in self.algorithms]
+        """What the algorithms' own variables were in the file."""
         self._stored = {name: weakref.ref(array) for name, array in self.weights.items()}
         self.grafts: dict[str, LowRank] = {}
         """Low-rank terms beside weights, by where they are."""
         self.ungrafted = self.graph.nodes
         """The nodes without them."""
+        self.stored = Stored(self, self._places(functions))
+        """See `flamert.origin.Origin`."""
 
     def changed(self, name: str) -> bool:
         """Whether a weight was replaced since it came from the file, or did not come from there."""
         return name not in self._stored or self._stored[name]() is not self.weights[name]
+
+    def take_in(self, name: str, array: np.ndarray) -> None:
+        """Let this array be a weight that counts as unchanged."""
+        self.weights[name] = array
+        self._stored[name] = weakref.ref(array)
+        for stale in ("values", "statistics"):
+            self.__dict__.pop(stale, None)
+
+    def _places(self, functions: Sequence[OnnxGraph]) -> Iterator[Place]:
+        """The graphs of the file that weights can lie in."""
+        importer = functools.partial(Importer, self.functions, self.file, folding=self.folding)
+        for top in (self.graph, *functions):
+            for record in records_of(top):
+                yield Place(record, top.opsets or self.opsets, importer)
+
+    def sibling(self, graph: OnnxGraph, inputs: Iterable[onnx.ValueInfoProto], variables: Iterable[str]) -> OnnxOrigin:
+        """A graph that shares this one's functions and weights, taking its inputs, others, and variables as inputs too."""
+        twin = copy.copy(self)
+        twin.graph, twin.weights = graph, graph.initializers  # type: ignore[assignment]  # a view
+        own = [s for s in self.inputs if s.name in graph.inputs and s.name not in variables]
+        held = [TensorSpec(n, graph.initializers[n].dtype, graph.initializers[n].shape) for n in variables]
+        twin.inputs = (*own, *[_spec(i) for i in inputs], *held)
+        twin.outputs = tuple([TensorSpec(n, None, None) for n in graph.outputs])
+        twin.grafts, twin.algorithms = {}, ()
+        twin.stored = Stored(twin, ())
+        return twin
 
     @functools.cached_property
     def values(self) -> frozenset[str]:
@@ -119,10 +166,10 @@ class OnnxOrigin:
         """See `flamert.exporters.onnx.save`."""
         from flamert.exporters.onnx import save
 
-        terms = self.merged()
-        plain = {name: self.weights[name] for name in terms}
-        self.weights.update(terms)
+        plain = dict(self.weights)
         try:
+            self.weights.update(self.merged())
+            self.weights.update(self.stored.codes())
             save(self, path, external_data)
         finally:
             self.weights.update(plain)
@@ -145,11 +192,13 @@ class OnnxOrigin:
 
     def features(self, output: str) -> Features:
         """See `flamert.origin.Origin`."""
-        return graft.features(self, output)
+        return head.features(self, output)
 
     def replace_head(self, output: str, taken: Features, name: str, w: np.ndarray, b: np.ndarray) -> None:
         """See `flamert.origin.Origin`."""
-        graft.replace_head(self, output, taken, name, w, b)
+        if self.algorithms:
+            raise UnsupportedOp("the file's training_info may refer to the head that is to go; delete it from the file first")
+        head.replace_head(self, output, taken, name, w, b)
 
     def specialise(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Stage, list[Slot], list[str]]:
         """See `flamert.origin.Origin`."""
@@ -185,10 +234,13 @@ class OnnxOrigin:
     ) -> Traced:
         """See `flamert.origin.Origin`."""
         declared = {spec.name: spec.dtype for spec in self.outputs if spec.kind == "tensor"}
-        weights = {n: a for n, a in self.weights.items() if n not in feeds}
-        absent = {spec.name: None for spec in self.inputs if spec.name not in feeds and spec.name not in weights}
         importer = functools.partial(Importer, self.functions, self.file, declared, self.folding)
-        return trace(self.graph, self.opsets, importer, weights, {**absent, **feeds}, outputs, variable, lasting, seed)
+        if lasting:
+            self.stored.thaw(variable)
+        with self.stored.thawing(variable):
+            weights = {n: a for n, a in self.weights.items() if n not in feeds}
+            absent = {spec.name: None for spec in self.inputs if spec.name not in feeds and spec.name not in weights}
+            return trace(self.graph, self.opsets, importer, weights, {**absent, **feeds}, outputs, variable, lasting, seed)
 
 
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:

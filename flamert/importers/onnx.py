@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,12 @@ __all__ = [
     "opsets",
     "read_function",
     "read_graph",
+    "resolved",
 ]
+
+
+WEIGHTS = dtypes.STANDARD_FLOAT | {t for t in dtypes.INTEGER | dtypes.NARROW_FLOAT if t.itemsize <= 2}
+"""Element types that weights have in Constant nodes; other integers there are shapes and indices."""
 
 
 class OnnxNode:
@@ -90,6 +95,18 @@ class OnnxGraph:
         used = {name for node in self.nodes for name in node.reads} | set(self.outputs)
         return frozenset(used - defined - {""})
 
+    def pruned(self, outputs: Sequence[str]) -> OnnxGraph:
+        """The part of the graph that these names need."""
+        needed = set(outputs)
+        kept: list[OnnxNode] = []
+        for node in reversed(self.nodes):
+            if not needed.isdisjoint(node.outputs):
+                kept.append(node)
+                needed.update(node.reads)
+        pruned = OnnxGraph(reversed(kept), self.inputs, outputs, self.initializers, self.name)
+        pruned.opsets = self.opsets
+        return pruned
+
 
 def read_graph(proto: GraphProto, tensors: TensorReader) -> OnnxGraph:
     """A GraphProto as records. Raises InvalidModel for tensors and attributes that contradict themselves."""
@@ -122,10 +139,11 @@ def read_function(proto: onnx.FunctionProto, tensors: TensorReader) -> OnnxGraph
 def _without_weights(
     nodes: Iterable[OnnxNode], inputs: Collection[str], initializers: dict[str, np.ndarray]
 ) -> Iterator[OnnxNode]:
-    """The nodes, less those that hold a weight, which joins the initializers: a Constant of several floating elements."""
+    """The nodes, less those that hold a weight, which joins the initializers: a Constant of several floating elements, or of
+    small integers that may stand for them."""
     for node in nodes:
         value = node.attributes.get("value") if node.op_type == "Constant" and not node.domain else None
-        if isinstance(value, np.ndarray) and value.size > 1 and value.dtype in dtypes.STANDARD_FLOAT and len(node.outputs) == 1:
+        if isinstance(value, np.ndarray) and value.size > 1 and value.dtype in WEIGHTS and len(node.outputs) == 1:
             (name,) = node.outputs
             if name and name not in initializers and name not in inputs:
                 initializers[name] = value
@@ -197,3 +215,12 @@ class Reference:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+
+def resolved(attributes: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Attributes with references to the enclosing function's attributes filled in; those not given are left out."""
+    return {
+        k: given[v.name] if isinstance(v, Reference) else v
+        for k, v in attributes.items()
+        if not isinstance(v, Reference) or v.name in given
+    }

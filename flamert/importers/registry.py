@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from flamert import dtypes
 from flamert import graph as g
 from flamert.errors import InvalidModel, NoGradient, UnsupportedOp
 from flamert.graph import Value
@@ -146,19 +147,29 @@ class Context:
         """The contents of a Value. Where only data can tell, import stops here and goes on once the data is there."""
         if not isinstance(value, Value):
             raise InvalidModel(f"{self.node.op_type} needs a tensor here")
-        if not value.node.known:
+        found = self.given(value) if value.node.known or (self.importer.deciding and value.dtype not in dtypes.FLOAT) else None
+        if found is None:
             raise NeedValue([value])
-        return value_of(value)
+        return found
 
-    def contents(self, value: Value) -> np.ndarray:
-        """`value`, for contents that decide on shapes and that the result also follows smoothly.
+    def given(self, value: Value) -> np.ndarray | None:
+        """The contents of a Value that depends on no data, or of any where the import is for one set of contents; else None.
 
         Where a gradient is to flow to them, the Value goes on standing for them: compute with it, not with its contents.
         """
-        found = self.importer.contents
-        if value.node.known or any(n.op is g.INPUT and n.outputs[0] not in found for n in g.topological([value])):
-            return self.value(value)
-        return evaluate([value], found)[0]
+        if value.node.known:
+            return value_of(value)
+        nodes, held = g.topological([value]), self.importer.contents
+        leaves = {n.outputs[0] for n in nodes if n.op is g.INPUT}
+        if not leaves <= held.keys() or any(n.op.random for n in nodes):
+            return None
+        self.importer.consulted |= leaves
+        return evaluate([value], held)[0]
+
+    def contents(self, value: Value) -> np.ndarray:
+        """`value`, for contents that decide on shapes and that the result also follows smoothly; see `given`."""
+        found = self.given(value)
+        return self.value(value) if found is None else found
 
     def ints(self, value: Value | None) -> tuple[int, ...] | None:
         """The contents of a 1-D or scalar integer Value as Python ints; None for an absent input."""

@@ -36,13 +36,16 @@ def trace(
     lasting: the result must hold for other contents of inputs and weights too, except those that it lists as static.
     seed: of the training form's random numbers; None imports the form that the file has.
     Where the model's structure depends on the contents of integer, bool or string inputs, or of weights (the scales of a
-    Resize), those become constants too and are listed as `static`: the result holds for these contents only. Raises
-    NoGradient, naming the node, where it depends on floating data. Loops whose turns are known are unrolled.
+    Resize), those become constants too and are listed as `static`: the result holds for these contents only. Where it
+    depends on floating data, branches and turns are those that the data at hand leads to, and the inputs are listed as
+    `consulted`; if it is to be lasting, or a host step needs the data, NoGradient is raised, naming the node. Loops are
+    unrolled.
     """
     static: set[str] = set()
+    deciding = False
     while True:
         walk: Importer = importer()
-        walk.whole = True
+        walk.whole, walk.deciding = True, deciding
         walk.training = None if seed is None else Training(seed, walk.receive_type(COUNTER, "counter"))
         inputs = variable - static
         held: dict[str, Entry] = {n: walk.receive(a, n) if n in inputs else g.constant(a) for n, a in weights.items()}
@@ -57,16 +60,22 @@ def trace(
         stage = walk.start(graph, opsets, bindings, outputs)
         if isinstance(stage.step, Return):
             return _traced(walk, entered, frozenset(static))
-        static |= _to_fix(walk, stage, entered, static, variable)
+        try:
+            static |= _to_fix(walk, stage, entered, static, variable)
+        except NoGradient:
+            if lasting or deciding:
+                raise
+            deciding = True
 
 
 def _traced(walk: Importer, entered: Mapping[str, Entry], static: frozenset[str]) -> Traced:
     names = {**entered, **walk.frames[0].scope.names}
     if walk.training is None:
-        return Traced(names, entered, static)
+        consulted = frozenset(n for n, e in entered.items() if isinstance(e, Value) and e in walk.consulted)
+        return Traced(names, entered, static, consulted)
     found = walk.training.moved
     moved = {n: found[e] for n, e in entered.items() if isinstance(e, Value) and e in found}
-    return Traced(names, entered, static, moved, walk.training.counter)
+    return Traced(names, entered, static, moved=moved, counter=walk.training.counter)
 
 
 def _known(x: Any) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import count
 from typing import NamedTuple
 
@@ -13,12 +13,15 @@ from flamert.importers.onnx import OnnxGraph, kind_of
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """One graph's initializers by their own names, looked up among all weights of the model, where they may be replaced."""
+    """One graph's initializers by their own names, looked up among all weights of the model, where they may be replaced.
 
-    __slots__ = ("_all", "names")
+    where: the place of the graph in the file, as `Part` has it.
+    """
 
-    def __init__(self, everywhere: dict[str, np.ndarray], names: dict[str, str]) -> None:
-        self._all, self.names = everywhere, names
+    __slots__ = ("_all", "names", "where")
+
+    def __init__(self, everywhere: dict[str, np.ndarray], names: dict[str, str], where: str) -> None:
+        self._all, self.names, self.where = everywhere, names, where
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._all[self.names[name]]
@@ -64,25 +67,27 @@ def collect(
     """
     found: dict[str, np.ndarray] = dict(graph.initializers)
     taken = {*found, *graph.inputs, *[o for node in graph.nodes for o in node.outputs]}
-    records = [r for top in (graph, *functions) for r in _records(top)]
+    records = [r for top in (graph, *functions) for r in records_of(top)]
     everywhere = []
     for part, record in zip(parts(model), records, strict=True):
-        names = {own: own if record is graph else _free(own, part.where, taken) for own in record.initializers}
+        names = {own: own if record is graph else free_name(own, part.where, taken) for own in record.initializers}
         found.update({name: record.initializers[own] for own, name in names.items()})
         taken.update(names.values())
-        record.initializers = Weights(found, names)
+        record.initializers = Weights(found, names, part.where)
         everywhere.append(names)
     return found, everywhere
 
 
-def _records(graph: OnnxGraph) -> Iterator[OnnxGraph]:
+def records_of(graph: OnnxGraph) -> Iterator[OnnxGraph]:
+    """A graph, and those inside it."""
     yield graph
     for node in graph.nodes:
         for inner in node.subgraphs():
-            yield from _records(inner)
+            yield from records_of(inner)
 
 
-def _free(name: str, where: str, taken: set[str]) -> str:
+def free_name(name: str, where: str, taken: Collection[str]) -> str:
+    """A name of a part that nobody has yet: its own, or with the place in front, and a number behind if need be."""
     longer = (f"{where}.{name}" if i == 1 else f"{where}.{name}.{i}" for i in count(1))
     return name if name not in taken else next(n for n in longer if n not in taken)
 
