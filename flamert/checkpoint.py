@@ -18,6 +18,8 @@ from flamert import safetensors
 from flamert.about import VERSION
 from flamert.errors import CheckpointError, NonFiniteLoss
 from flamert.files import write_files
+from flamert.graph import TensorType
+from flamert.training.step import average
 
 if TYPE_CHECKING:
     from flamert.trainer import Trainer
@@ -44,13 +46,27 @@ def restore(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     """Read into the trainer what `save` wrote. Raises CheckpointError and changes nothing if it is damaged or does not fit."""
     arrays, notes = read(path)
     losses = arrays.pop(LOSSES)
+    _compare(path, trainer.state.types, arrays)
     try:
-        _compare(trainer, arrays)
         trainer.take_books(notes, losses)
     except CheckpointError as error:
         error.at(os.fspath(path))
         raise
     trainer.state.load(arrays)
+
+
+def restore_weights(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """Read parameters and running statistics, and moving averages, which are the parameters where the file has none.
+
+    What else the file holds does not matter. Raises CheckpointError and changes nothing if one is missing or does not fit.
+    """
+    arrays, _ = read(path)
+    own = trainer.state.types
+    names = [n for n in own if n in trainer.trainable or n in trainer.model.origin.statistics]
+    taken = {n: arrays[n] for n in names if n in arrays}
+    _compare(path, {n: own[n] for n in names}, taken)
+    taken.update({average(n): arrays.get(average(n), arrays[n]) for n in names if average(n) in own})
+    trainer.state.load(taken)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -77,9 +93,8 @@ def checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:
     return digest.hexdigest()
 
 
-def _compare(trainer: Trainer, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise unless the arrays are exactly those that the trainer has."""
-    own = trainer.state.types
+def _compare(path: str | os.PathLike[str], own: Mapping[str, TensorType], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise unless the arrays of a file are exactly those that the trainer has."""
     for name in (*own, *arrays):
         ours = str(own[name]) if name in own else "missing"
         theirs = f"{arrays[name].dtype.name}[{','.join(map(str, arrays[name].shape))}]" if name in arrays else "missing"
@@ -87,4 +102,4 @@ def _compare(trainer: Trainer, arrays: Mapping[str, np.ndarray]) -> None:
             raise CheckpointError(
                 f"the checkpoint does not fit this trainer: {name!r} is {theirs} in the file and {ours} here. Model, "
                 "optimizer, trainable parameters, ema and accumulate must be those it was saved with"
-            )
+            ).at(os.fspath(path))

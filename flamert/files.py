@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,9 @@ from flamert.errors import CheckpointError, UnsafeModel
 
 Pieces = Iterable[Any]
 """A file's contents as buffers, one after the other."""
+
+RANDOM = 8
+"""Random bytes in a temporary name."""
 
 
 def write_files(folder: str, files: Mapping[str, Pieces]) -> None:
@@ -34,6 +38,23 @@ def write_files(folder: str, files: Mapping[str, Pieces]) -> None:
             raise CheckpointError(f"cannot write {where!r}: {error.strerror or error}. Nothing was changed") from error
 
 
+def make_ready(path: str) -> None:
+    """See that a file can be written to `path`, before there is much to lose. What killed writers of it left is removed.
+
+    Raises CheckpointError where the system refuses, UnsafeModel where something other than a file is there.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    start = _start(name)
+    with contextlib.ExitStack() as undo:
+        try:
+            for other in os.listdir(folder):
+                if other.startswith(start) and re.fullmatch(f"[0-9a-f]{{{2 * RANDOM}}}", other.removeprefix(start)):
+                    _remove(os.path.join(folder, other))
+            _written(folder, name, (), undo)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path!r}: {error.strerror or error}") from error
+
+
 def _written(folder: str, name: str, pieces: Pieces, undo: contextlib.ExitStack) -> str:
     """A complete, synchronised file under a temporary name beside its destination."""
     target = os.path.join(folder, name)
@@ -44,7 +65,7 @@ def _written(folder: str, name: str, pieces: Pieces, undo: contextlib.ExitStack)
     if beside != folder:
         os.makedirs(beside, exist_ok=True)
     mode = _mode_of(target)
-    temporary = os.path.join(beside, f".{os.path.basename(name)[:80]}.{secrets.token_hex(8)}")
+    temporary = os.path.join(beside, _start(name) + secrets.token_hex(RANDOM))
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     undo.callback(_remove, temporary)
     with open(handle, "wb") as file:
@@ -55,6 +76,11 @@ def _written(folder: str, name: str, pieces: Pieces, undo: contextlib.ExitStack)
         file.flush()
         os.fsync(handle)
     return temporary
+
+
+def _start(name: str) -> str:
+    """How the temporary names of a file begin."""
+    return f".{os.path.basename(name)[:80]}."
 
 
 def _mode_of(target: str) -> int | None:

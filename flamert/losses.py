@@ -38,6 +38,13 @@ def like(target: Value, prediction: Value) -> Value:
     return target if target.dtype == prediction.dtype else ops.cast(target, to=prediction.dtype)
 
 
+def class_numbers(target: Value) -> Value:
+    """Targets that number classes, in a type that has room for ignore_index. Raises InputError for other targets."""
+    if target.dtype not in dtypes.INTEGER:
+        raise InputError(f"the target is {target.type}; it must be class numbers, which are integers")
+    return target if target.dtype in (dtypes.int32, dtypes.int64) else ops.cast(target, to=dtypes.int64)
+
+
 class Loss:
     """Base of all losses: `loss(prediction, target)` on Values → a scalar Value."""
 
@@ -66,6 +73,7 @@ class CrossEntropy(Loss):
             return self._soft(logits, like(target, logits))
         if target.shape != (logits.shape[0], *logits.shape[2:]):
             raise ShapeError(f"the target is {target.type}, the prediction {prediction.type}: classes go on axis 1")
+        target = class_numbers(target)
         log = ops.log_softmax(logits, axis=1)
         index = ops.reshape(target, shape=(target.shape[0], 1, *target.shape[1:]))
         kept = ops.not_equal(index, self.ignore_index)
@@ -100,7 +108,7 @@ class NLL(Loss):
         self.ignore_index, self.reduction = ignore_index, reduction
 
     def __call__(self, prediction: Value, target: Value) -> Value:
-        log = single(prediction)
+        log, target = single(prediction), class_numbers(target)
         index = ops.reshape(target, shape=(target.shape[0], 1, *target.shape[1:]))
         kept = ops.not_equal(index, self.ignore_index)
         picked = ops.gather_elements(log, ops.where(kept, index, 0), axis=1)

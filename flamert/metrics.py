@@ -178,6 +178,15 @@ def metric(given: Any) -> Metric | Function:
     return Function(given)
 
 
+def metrics_of(given: Any) -> list[Metric | Function]:
+    """`metric` of each of several, or of one alone. Raises InputError where two have the same name."""
+    found = [metric(m) for m in (given if isinstance(given, list | tuple) else [given])]
+    names = [m.name for m in found]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"there are several metrics of the name {twice[0]!r}; give a function another __name__")
+    return found
+
+
 @functools.cache
 def _with_defaults(make: Callable[[], Metric]) -> Metric:
     """One object for each, so that plans made with it are found again."""

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flamert import losses
+from flamert import dtypes, losses
 from flamert.errors import CheckpointError, InputError, NonFiniteLoss, UnsupportedOp
 from flamert.feeds import checked
 from flamert.graph import Value
-from flamert.metrics import metric
+from flamert.metrics import metrics_of
 from flamert.model import Model
 from flamert.optim.optimizer import Optimizer
 from flamert.runtime.plan import Plan
-from flamert.training.data import Batch, Source, arrays_of, batch_of
+from flamert.training.data import Batch, Source, arrays_of, batch_of, declared
 from flamert.training.diagnosis import fault_of
 from flamert.training.history import History
 from flamert.training.plans import Planned, Plans
@@ -25,6 +25,7 @@ from flamert.training.state import Draft
 from flamert.training.step import (
     BAD,
     CALLS,
+    PRECISIONS,
     STEPS,
     LossFunction,
     Objective,
@@ -56,11 +57,15 @@ class Trainer:
     """Trains a model's parameters in place: `model.params`, `model.run` and `model.save` see the trained weights.
 
     loss: a name of `fr.losses`, an object of it, a function (outputs by name, targets by name) → Value, or None where the
-    model's output is the loss. optimizer: of `fr.optim`. output: the output that a loss by name or object, or None, is about;
-    the first one by default. trainable: glob patterns, a predicate on names, None for every floating parameter (and not for
-    constants that exporters store like parameters: scalars of rank 0, names with "/Constant_" in them).
+    model's output is the loss. optimizer: of `fr.optim`. output: the one that a loss by name or object, or None, is about, by
+    default the first floating one; any value inside the model will do, such as the logits in front of a softmax.
+    trainable: glob patterns, a predicate on names, None for every floating parameter (and not for constants that exporters
+    store like parameters: scalars of rank 0, names with "/Constant_" in them).
     train_mode: BatchNormalization goes by the batch's statistics and moves the running ones, and Dropout drops, as in
-    training, though the file was exported for inference. clip_norm: the global norm that gradients are scaled down to.
+    training, though the file was exported for inference. precision: what matrix products and convolutions are computed in,
+    "fp32" (as the file has it), "bf16" or "fp16", as under torch.autocast: weights, their updates, norms, softmax and losses
+    stay float32, and for "fp16" losses are scaled, the scale halved and the step left out where gradients are too large for
+    it. clip_norm: the global norm that gradients are scaled down to.
     accumulate: batches whose gradients are averaged for one update. ema: decay of moving averages of the parameters, which
     `evaluate` and `export` then use.
     Raises InputError for what does not fit the model; NoGradient, at the first step, where the loss cannot be differentiated.
@@ -82,22 +87,29 @@ class Trainer:
         ema: float | None = None,
         recompute: str | None = None,
     ) -> None:
-        if precision != "fp32":
-            raise UnsupportedOp(f"precision={precision!r} is not implemented in training; leave it at 'fp32'")
+        judges = loss is None or isinstance(loss, str) or callable(loss)
+        if not (isinstance(model, Model) and judges and isinstance(optimizer, Optimizer)):
+            given = ", ".join(type(x).__name__ for x in (model, loss, optimizer))
+            raise InputError(f"a Trainer takes a model of fr.load, a loss and an optimizer of fr.optim, not ({given})")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision={precision!r}: one of {', '.join(map(repr, PRECISIONS))}")
         if recompute is not None:
             raise UnsupportedOp("recompute is not implemented; leave it out")
         if accumulate < 1 or (ema is not None and not 0 < ema < 1) or (clip_norm is not None and clip_norm <= 0):
             raise InputError(f"accumulate={accumulate}, ema={ema}, clip_norm={clip_norm}: at least 1, in (0, 1), above 0")
         self.model, self.device = model, model.device
         self.loss = losses.by_name(loss) if isinstance(loss, str) else loss
-        self.output = output or model.outputs[0].name
+        self.output = output or _judged(model)
+        if self.output not in model.origin.values:
+            raise InputError(f"invalid output name {output!r}; there are {', '.join(repr(o.name) for o in model.outputs)}")
         self.train_mode, self.seed = train_mode, seed
         self.recipe = Recipe(optimizer, selected(model, trainable), clip_norm, accumulate, ema)
-        self.state = initial_state(model, self.trainable, optimizer, ema is not None, accumulate > 1)
+        self.state = initial_state(model, self.trainable, optimizer, ema is not None, accumulate > 1, precision == "fp16")
         self.position = Position()
         self.resumed = False
         self.history = History()
-        self.plans = Plans(model, self.loss, self.output, frozenset((*self.trainable, *model.origin.statistics)))
+        held = frozenset((*self.trainable, *model.origin.statistics))
+        self.plans = Plans(model, self.loss, self.output, held, precision)
         self._updates: dict[tuple[str, ...], Plan] = {}
         self._calls, self._gathered = 0, 0
         self._assigned = model.params.assigned
@@ -132,8 +144,7 @@ class Trainer:
         Raises NonFiniteLoss, naming the step and the first ONNX node at fault, where a loss or gradient was NaN or infinite;
         weights then are those before that step. On a GPU this may be noticed some steps late, which changes nothing else.
         """
-        names = [spec.name for spec in self.model.inputs]
-        return self.train(Batch(arrays_of(inputs, names), arrays_of(targets, (), "target")))
+        return self.train(Batch(arrays_of(inputs, declared(self.model)), arrays_of(targets, {}, "target")))
 
     @property
     def _seed(self) -> int | None:
@@ -200,11 +211,15 @@ class Trainer:
             self._assigned = self.model.params.assigned
 
     def weights(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """Current parameters and running statistics by name, in the model's types. averaged: moving averages where kept."""
+        """Current parameters and running statistics by name, in the model's types. averaged: moving averages where kept.
+
+        Those that are as they were in the model are its own arrays, so that a file which is saved keeps how it stores them.
+        """
         params = self.model.origin.weights
         names = (*self.trainable, *sorted(self.model.origin.statistics))
         held = {n: average(n) if averaged and average(n) in self.state else n for n in names}
-        return {n: self.state[key].astype(params[n].dtype) for n, key in held.items()}
+        found = {n: self.state[key].astype(params[n].dtype) for n, key in held.items()}
+        return {n: params[n] if _same_bits(params[n], array) else array for n, array in found.items()}
 
     def fit(
         self,
@@ -230,7 +245,7 @@ class Trainer:
             Source(batches, self.model, batch_size),
             epochs,
             None if validation is None else Source(validation, self.model, batch_size),
-            [metric(m) for m in metrics],
+            metrics_of(metrics),
             callbacks,
             checkpoint,
             save_steps,
@@ -243,11 +258,11 @@ class Trainer:
         """Means over all batches: "loss", and each metric by its name. The model is in the form that its file has.
 
         batches: as for `fit`. metrics: names or objects of `fr.metrics`, or functions of outputs and targets by name, both
-        NumPy arrays. With `ema`, averaged weights are judged.
+        NumPy arrays. With `ema`, averaged weights are judged. Raises InputError where there are no batches.
         """
         from flamert.training.evaluation import evaluate
 
-        return evaluate(self, Source(batches, self.model, batch_size), [metric(m) for m in metrics])
+        return evaluate(self, Source(batches, self.model, batch_size), metrics_of(metrics))
 
     def books(self) -> tuple[dict[str, Any], np.ndarray]:
         """What a checkpoint notes besides arrays, and the losses so far."""
@@ -257,6 +272,7 @@ class Trainer:
             "gathered": self._gathered,
             "position": list(self.position),
             "epochs": self.history.epochs,
+            "adaptations": self.model.adaptations,
         }
         return notes, np.array(self.history.losses)
 
@@ -282,13 +298,19 @@ class Trainer:
         self.check()
         save(self, path)
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
+    def restore(self, path: str | os.PathLike[str], *, weights_only: bool = False) -> None:
         """Go back to what `save` wrote, and let the next `fit` go on from there.
 
+        weights_only: take parameters, running statistics and moving averages alone; optimizer, steps and history stay.
         Raises CheckpointError, and changes nothing, for a file that is damaged or does not fit.
         """
-        from flamert.checkpoint import restore
+        from flamert.checkpoint import restore, restore_weights
 
+        if weights_only:
+            self.check()
+            restore_weights(self, path)
+            self.model.params.lend(self.weights)
+            return
         restore(self, path)
         self._recent, self._held = {}, 0
         self._settle()
@@ -316,9 +338,19 @@ class Trainer:
         """
         from flamert.exporters.graph import export_graph
 
-        batch = batch_of(example, [spec.name for spec in self.model.inputs])
+        batch = batch_of(example, declared(self.model))
         checks = {n: checked(self.model.spec(n), x, self.device) for n, x in batch.inputs.items()}
         task = self.plans.objective(Batch(checks, batch.targets), self._seed)
         sketch, loss = step_draft(self.state, task, self.recipe._replace(accumulate=1))
         graph = sketch.graph([*task.feeds.values(), *task.targets.values()], [loss])
         export_graph(graph, path, outputs=["loss", *[f"{name}.new" for name in sketch.written]], name="training")
+
+
+def _judged(model: Model) -> str:
+    """The first output that a loss can be about; whatever there is if there is none."""
+    floating = [o.name for o in model.outputs if o.kind == "tensor" and o.dtype in dtypes.STANDARD_FLOAT]
+    return (floating or [model.outputs[0].name])[0]
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(np.ravel(a).view(np.uint8), np.ravel(b).view(np.uint8))

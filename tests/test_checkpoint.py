@@ -1,18 +1,19 @@
 """Checkpoints: training goes on bit for bit, from any batch; no kill leaves a broken file; broken files are told."""
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 import flamert as fr
 from flamert import checkpoint, safetensors
-from flamert.errors import CheckpointError, NonFiniteLoss
+from flamert.errors import CheckpointError, NonFiniteLoss, UnsafeModel
 from flamert.training.data import Batches
 from tests import training_models as models
 
@@ -120,36 +121,54 @@ def test_ctrl_c_saves(tmp_path):
     same(whole, second)
 
 
-SCRIPT = """
-import sys
-import tests.test_checkpoint as t
-trainer = t.trainer_of()
-print("ready", flush=True)
-trainer.fit(t.batches(), epochs=30, checkpoint=sys.argv[1], save_steps=1, progress=False)
-print("done", flush=True)
+LONG = 400
+"""Epochs of a training that is never over before it is killed."""
+
+KILLER = """
+import os, random, signal, sys, time
+from flamert import checkpoint
+from tests import test_checkpoint as t
+
+path, kills = sys.argv[1], int(sys.argv[2])
+moments = random.Random(5)
+for attempt in range(kills):
+    begun, told = os.pipe()
+    child = os.fork()
+    if not child:
+        tell = lambda trainer, loss: os.write(told, b".") and None
+        callback = type("Telling", (), {"on_step": staticmethod(tell), "on_epoch": staticmethod(tell)})
+        t.trainer_of().fit(t.batches(), epochs=t.LONG, checkpoint=path, save_steps=1, callbacks=[callback], progress=False)
+        os._exit(0)
+    if attempt % 4:
+        os.read(begun, 1)
+    time.sleep(moments.uniform(0.0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it was over already"
+    os.close(begun), os.close(told)
+    if os.path.exists(path):
+        print(checkpoint.read(path)[0]["flamert/steps"], flush=True)
 """
 
 
-def test_killing_it_again_and_again_changes_nothing(tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are made by fork")
+def test_killing_it_again_and_again_changes_nothing(tmp_path, kills):
     path = tmp_path / "there"
-    rng = np.random.default_rng(0)
-    for attempt in range(12):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, path], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
-        if attempt < 4:
-            time.sleep(rng.uniform(0.05, 0.4))
-            process.kill()
-        said = process.communicate()[0]
-        if path.exists():
-            checkpoint.read(path)
-        if "done" in said:
-            break
-    assert "done" in said
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, path, str(kills)], env={**os.environ, **one_thread}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    steps = [int(line) for line in done.stdout.split()]
+    assert steps == sorted(steps) and steps[-1] > kills // 4, steps
+    epochs = steps[-1] // 10 + 2
     whole, last = trainer_of(), trainer_of()
-    whole.fit(batches(), epochs=30, progress=False)
-    last.restore(path)
+    whole.fit(batches(), epochs=epochs, progress=False)
+    history = last.fit(batches(), epochs=epochs, checkpoint=path, progress=False)
     same(whole, last)
-    assert last.position == (30, 0)
+    assert last.position == (epochs, 0) and last.steps == 10 * epochs
+    assert history.losses == whole.history.losses
+    assert os.listdir(tmp_path) == ["there"], "what killed writers left is cleared away"
 
 
 def test_other_tools_find_parameters_by_their_names(tmp_path):
@@ -243,21 +262,148 @@ def test_what_does_not_fit_is_told(tmp_path):
 def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch):
     trainer, contents = saved(tmp_path)
     trainer.step(*models.rows()[0])
-    real = os.fsync
 
-    def full(handle):
-        raise OSError(28, "No space left on device")
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left"):
+            patch.setattr(os, call, full)
+            trainer.save(tmp_path / "there")
+        assert (tmp_path / "there").read_bytes() == contents
+        assert os.listdir(tmp_path) == ["there"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 256 KiB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"nothing can be mounted: {error}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def goes_on(path, epochs=3):
+    """Whether training from this checkpoint ends as if nothing had happened."""
+    whole, again = trainer_of(), trainer_of()
+    whole.fit(batches(), epochs=epochs, progress=False)
+    again.fit(batches(), epochs=epochs, checkpoint=path, progress=False)
+    same(whole, again)
+
+
+class Filling(fr.Callback):
+    """Fills a disk at one step of training."""
+
+    def __init__(self, path, at=13):
+        self.path, self.at = path, at
+
+    def on_step(self, trainer, loss):
+        if trainer.steps == self.at:
+            with open(self.path, "wb", 0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(512))
+
+
+def test_a_disk_that_fills_up_in_training(disk):
+    trainer = trainer_of()
     with pytest.raises(CheckpointError, match="No space left"):
-        trainer.save(tmp_path / "there")
-    monkeypatch.setattr(os, "fsync", real)
+        trainer.fit(
+            batches(), epochs=3, checkpoint=disk / "there", save_steps=1, callbacks=[Filling(disk / "filling")], progress=False
+        )
+    assert trainer.steps == 13, "the trainer itself is as it was"
+    arrays, notes = checkpoint.read(disk / "there")
+    assert arrays["flamert/steps"] == 12 and notes["position"] == [1, 2]
+    assert sorted(os.listdir(disk)) == ["filling", "there"]
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer.save(disk / "elsewhere")
+    os.remove(disk / "filling")
+    goes_on(disk / "there")
+
+
+def test_a_log_on_a_full_disk(disk, tmp_path):
+    class Noting(Filling):
+        def on_epoch(self, trainer, row):
+            trainer.save(tmp_path / "there")
+
+    with pytest.raises(CheckpointError, match="cannot write logs"):
+        trainer_of().fit(batches(), epochs=12, log_dir=disk, callbacks=[Noting(disk / "filling")], progress=False)
+    goes_on(tmp_path / "there", epochs=12)
+
+
+def test_a_disk_that_becomes_read_only(disk):
+    class Locking(fr.Callback):
+        def on_step(self, trainer, loss):
+            if trainer.steps == 13:
+                subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+    with pytest.raises(CheckpointError, match="Read-only"):
+        trainer_of().fit(batches(), epochs=3, checkpoint=disk / "there", save_steps=1, callbacks=[Locking()], progress=False)
+    assert checkpoint.read(disk / "there")[0]["flamert/steps"] == 12
+    begun = trainer_of()
+    with pytest.raises(CheckpointError, match="Read-only"):
+        begun.fit(batches(), checkpoint=disk / "other", progress=False)
+    assert begun.steps == 0, "what cannot be saved is told before there is something to lose"
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    goes_on(disk / "there")
+
+
+def test_a_limit_on_file_size(tmp_path):
+    """As a full disk, and where nothing can be mounted too."""
+    resource = pytest.importorskip("resource")
+    trainer = trainer_of()
+    trainer.fit(batches(), checkpoint=tmp_path / "there", progress=False)
+    contents = (tmp_path / "there").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(contents) // 2, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            trainer.save(tmp_path / "there")
+        with pytest.raises(CheckpointError, match="File too large"):
+            trainer.fit(batches(), epochs=2, checkpoint=tmp_path / "there", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "there").read_bytes() == contents
     assert os.listdir(tmp_path) == ["there"]
-    with pytest.raises(CheckpointError):
-        trainer.save(tmp_path / "no folder" / "there")
+    goes_on(tmp_path / "there")
+
+
+def test_places_that_cannot_be_written_are_told_before_training(tmp_path):
+    trainer = trainer_of()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    places = [tmp_path / "no folder" / "there", tmp_path / "folder", "/proc/there"]
+    if not os.access(tmp_path / "locked", os.W_OK):
+        places.append(tmp_path / "locked" / "there")
+    for path in places:
+        with pytest.raises((CheckpointError, UnsafeModel), match=os.path.basename(path)):
+            trainer.fit(models.rows(2), checkpoint=path, progress=False)
     with pytest.raises(CheckpointError, match="no folder for"):
         trainer.fit(models.rows(2), checkpoint=tmp_path / "no folder" / "there", progress=False)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot write logs"):
+        trainer.fit(models.rows(2), log_dir=tmp_path / "file", progress=False)
+    assert trainer.steps == 0
+    with pytest.raises(CheckpointError):
+        trainer.save(tmp_path / "no folder" / "there")
+
+
+def test_weights_alone_are_taken(tmp_path):
+    trainer, _ = saved(tmp_path)
+    other = trainer_of(optimizer=fr.optim.SGD(0.1), ema=0.5, trainable="a.*")
+    other.step(*models.rows()[1])
+    other.restore(tmp_path / "there", weights_only=True)
+    assert other.steps == 1 and other.trainable == ("a.weight", "a.bias")
+    for name in other.trainable:
+        for averaged in (False, True):
+            np.testing.assert_array_equal(other.weights(averaged)[name], trainer.model.params[name])
+        np.testing.assert_array_equal(other.model.params[name], trainer.model.params[name])
+    other.save(tmp_path / "less")
+    with pytest.raises(CheckpointError, match=r"b\.weight.* missing in the file"):
+        trainer.restore(tmp_path / "less", weights_only=True)
 
 
 def test_parameters_that_overflowed_are_not_saved(tmp_path):

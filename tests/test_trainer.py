@@ -6,7 +6,8 @@ import pytest
 
 import flamert as fr
 from flamert import ops
-from flamert.errors import InputError, NoGradient, NonFiniteLoss, ShapeError, UnsupportedOp
+from flamert.errors import InputError, NoGradient, NonFiniteLoss, ShapeError
+from flamert.training import plans
 from flamert.training.step import slot
 from tests import training_models as models
 
@@ -326,15 +327,40 @@ def test_infinite_masks_are_no_fault():
         trainer.step({"x": np.zeros((2, 3), np.float32), "m": mask})
 
 
+def test_the_first_floating_output_is_judged():
+    """Models give token numbers, too, and what is inside them can be judged as well."""
+    proto = models.perceptron()
+    proto.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["class"], axis=1, keepdims=0))
+    proto.graph.output.insert(0, onnx.helper.make_tensor_value_info("class", models.INT64, ["N"]))
+    x, t = models.rows()[0]
+    trainer = trainer_of(proto)
+    assert trainer.output == "y" and float(trainer.step(x, t)) == float(trainer_of().step(x, t))
+    inside = trainer_of(loss="mse", output="h")
+    first = float(inside.step(x, np.zeros((8, 8), np.float32)))
+    assert first == pytest.approx((inside.model.run({"x": x}, ["h"])["h"] ** 2).mean(), rel=0.2)
+    with pytest.raises(InputError, match="'logits'"):
+        trainer_of(output="logits")
+
+
 def test_mistakes_are_named():
     with pytest.raises(InputError):
         trainer_of(loss="hinge")
     with pytest.raises(InputError):
         trainer_of(accumulate=0)
-    with pytest.raises(UnsupportedOp):
+    with pytest.raises(InputError, match="fp8"):
         trainer_of(precision="fp8")
     trainer = trainer_of()
     x, t = models.rows()[0]
+    for wrong in ({"optimizer": "adam"}, {"loss": 3}):
+        with pytest.raises(InputError, match="a Trainer takes"):
+            trainer_of(**wrong)
+    for loss in ("cross_entropy", "nll"):
+        for target in (t.astype(np.float32), t.astype(str)):
+            with pytest.raises(InputError, match="class numbers"):
+                trainer_of(loss=loss).step(x, target)
+        assert float(trainer_of(loss=loss).step(x, t.astype(np.uint8))) == float(trainer_of(loss=loss).step(x, t))
+    with pytest.raises(ShapeError, match="index 7"):
+        trainer.step(x, t + 7 - t.max())
     with pytest.raises(InputError, match="required inputs"):
         trainer.step({}, t)
     with pytest.raises(InputError, match="which target belongs"):
@@ -353,6 +379,15 @@ def test_signatures_share_state():
     losses(trainer, [(x, t), (x[:5], t[:5]), (x, t)])
     assert trainer.steps == 3 and len(trainer.plans) == 2
     assert slot("m", "a.weight") in trainer.state
+
+
+def test_ever_new_shapes_are_remarked_upon(caplog, monkeypatch):
+    monkeypatch.setattr(plans, "MAX_PLANS", 2)
+    trainer = trainer_of()
+    x, t = models.rows()[0]
+    for n in (1, 2, 3, 4, 3):
+        trainer.step(x[:n], t[:n])
+    assert len(trainer.plans) == 2 and [r.levelname for r in caplog.records if "shapes" in r.message] == ["WARNING"]
 
 
 def test_statistics_are_found_wherever_they_are():

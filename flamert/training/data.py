@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ AHEAD = 2
 """Batches that are made ready while the model works on another."""
 
 Arrays = dict[str, Any]
+Types = Mapping[str, np.dtype | None]
+"""Element types by the names of a model's inputs."""
 
 
 class Batch(NamedTuple):
@@ -32,34 +34,50 @@ class Batch(NamedTuple):
         return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
-def as_array(x: Any) -> Any:
-    """A NumPy array of anything array-like in host memory (NumPy's, torch's, DLPack's, lists); GPU arrays as they are."""
+def declared(model: Model) -> Types:
+    """What a model says of its inputs."""
+    return {spec.name: spec.dtype for spec in model.inputs}
+
+
+def as_array(x: Any, dtype: np.dtype | None = None) -> Any:
+    """A NumPy array of anything array-like in host memory (NumPy's, torch's, DLPack's, lists); GPU arrays as they are.
+
+    dtype: what lists of Python numbers become, which have no type of their own.
+    """
     if isinstance(x, np.ndarray) or on_gpu(x):
         return x
-    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
-        return np.from_dlpack(x)
     try:
-        return np.asarray(x)
+        if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+            return np.from_dlpack(x)
+        array = np.asarray(x)
+        if dtype is None or hasattr(x, "dtype") or not np.can_cast(array.dtype, dtype, "same_kind"):
+            return array
+        return np.asarray(x, dtype)
     except Exception as error:  # a foreign tensor's own refusal
         raise InputError(f"no array can be made of a {type(x).__name__}: {error}") from error
 
 
-def arrays_of(given: Any, names: Sequence[str], alone: str = "input") -> Arrays:
-    """Arrays by name. What has no name takes those of `names` in turn, or `alone`, with a number where there are several."""
+def arrays_of(given: Any, types: Types, alone: str = "input") -> Arrays:
+    """Arrays by name. What has no name takes those of `types` in turn, or `alone`, with a number where there are several."""
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return {name: as_array(x) for name, x in given.items() if x is not None}
-    several = isinstance(given, tuple) or (isinstance(given, list) and bool(given) and hasattr(given[0], "__array__"))
-    if not several:
-        return {names[0] if names else alone: as_array(given)}
+        return {name: as_array(x, types.get(name)) for name, x in given.items() if x is not None}
+    names = list(types)
+    if not isinstance(given, tuple) and not (isinstance(given, list) and given and _is_array(given[0])):
+        name = names[0] if names else alone
+        return {name: as_array(given, types.get(name))}
     if names and len(given) > len(names):
         raise InputError(f"{len(given)} inputs are given, the model has {len(names)}")
     labels = names or [f"{alone}{i}" for i in range(len(given))]
-    return {name: as_array(x) for name, x in zip(labels, given, strict=False)}
+    return {name: as_array(x, types.get(name)) for name, x in zip(labels, given, strict=False)}
 
 
-def batch_of(item: Any, inputs: Sequence[str]) -> Batch:
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "__array__") or hasattr(x, "__dlpack__")
+
+
+def batch_of(item: Any, inputs: Types) -> Batch:
     """One item of a user's data: a pair (inputs, targets), or a mapping whose items that are no inputs are targets."""
     if isinstance(item, Batch):
         return item
@@ -69,27 +87,33 @@ def batch_of(item: Any, inputs: Sequence[str]) -> Batch:
         rest = {name: x for name, x in rest.items() if x.dtype.kind not in "OUST"}  # texts, which no loss looks at
         if not fed:
             raise InputError(f"a batch holds {', '.join(map(repr, item))}; none is an input of the model ({', '.join(inputs)})")
-        return Batch(arrays_of(fed, inputs), arrays_of(rest, (), "target"))
+        return Batch(arrays_of(fed, inputs), rest)
     if not isinstance(item, tuple | list) or not 1 <= len(item) <= 2:
         length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        raise InputError(f"a batch is a pair (inputs, targets) or a mapping by name, not a {type(item).__name__}{length}")
-    return Batch(arrays_of(item[0], inputs), arrays_of(item[1] if len(item) == 2 else None, (), "target"))
+        raise InputError(
+            f"a batch is a pair (inputs, targets) or a mapping by name, not a {type(item).__name__}{length}; one pair alone "
+            "goes into a list, and arrays of examples are cut into batches by fr.Batches"
+        )
+    return Batch(arrays_of(item[0], inputs), arrays_of(item[1] if len(item) == 2 else None, {}, "target"))
 
 
 class Source:
     """A user's data, iterated anew for every epoch.
 
     Takes any re-iterable of batches, a torch DataLoader among them, and data sets in the manner of Hugging Face's, which are
-    read `batch_size` examples at a time. `set_epoch`, where the data (or its sampler) has it, is told the epoch.
+    read `batch_size` examples at a time. `set_epoch`, where the data (or its sampler) has it, is told the epoch. Training that
+    is resumed within an epoch passes over the batches before, so that it goes on bit for bit if their order is the same then:
+    that of `Batches` is; a torch DataLoader that shuffles by torch's global generator has another one each time.
     """
 
     def __init__(self, data: Iterable[Any], model: Model, batch_size: int | None = None) -> None:
-        self._names = [spec.name for spec in model.inputs]
+        self._types = declared(model)
         self._columns = hasattr(data, "iter") and hasattr(data, "features")
         if batch_size is not None and not self._columns:
             raise InputError(f"batch_size is for data sets of examples; this {type(data).__name__} decides on its own batches")
-        if isinstance(data, Iterator):
-            raise InputError("batches must be re-iterable: a list, a loader, an object with __iter__; not an iterator")
+        if isinstance(data, Iterator) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+            kind = type(data).__name__
+            raise InputError(f"batches must be re-iterable, a list, a loader, an object with __iter__, and no {kind}")
         self.data, self.batch_size = data, batch_size or 32
 
     def __len__(self) -> int:
@@ -108,7 +132,13 @@ class Source:
         items = self.data.iter(self.batch_size) if self._columns else iter(self.data)  # type: ignore[attr-defined]
         for i, item in enumerate(items):
             if i >= skip:
-                yield batch_of(item, self._names)
+                batch = batch_of(item, self._types)
+                # Whoever fills the same buffers again for every batch must not do so under one that waits to be used.
+                yield batch if isinstance(self.data, Batches) else Batch(*[_kept(part) for part in batch])
+
+
+def _kept(arrays: Arrays) -> Arrays:
+    return {name: x.copy() if isinstance(x, np.ndarray) else x for name, x in arrays.items()}
 
 
 def ahead(items: Iterator[Any], depth: int = AHEAD) -> Generator[Any]:
@@ -152,7 +182,8 @@ def ahead(items: Iterator[Any], depth: int = AHEAD) -> Generator[Any]:
 class Batches:
     """Arrays in memory, cut into batches along the first axis. The order is a function of seed and epoch.
 
-    inputs, targets: an array, a tuple of arrays, or arrays by name. drop_last: leave out a last batch that is not full.
+    inputs, targets: an array (or a list of rows), a tuple of arrays, or arrays by name. drop_last: leave out a last batch
+    that is not full.
     """
 
     def __init__(
@@ -165,7 +196,7 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        self._parts = (inputs, targets)
+        self._parts = (_indexable(inputs), _indexable(targets))
         lengths = {len(a) for part in self._parts for a in _leaves(part)}
         if len(lengths) != 1 or batch_size < 1:
             raise InputError(f"inputs and targets need one length, and batches at least one example; got {sorted(lengths)}")
@@ -187,6 +218,15 @@ class Batches:
             rows = order[i * self.batch_size : (i + 1) * self.batch_size]
             inputs, targets = (_taken(part, rows) for part in self._parts)
             yield inputs, targets
+
+
+def _indexable(part: Any) -> Any:
+    """Lists, which no array of row numbers can index, as arrays."""
+    if isinstance(part, Mapping):
+        return {name: _indexable(a) for name, a in part.items()}
+    if isinstance(part, tuple):
+        return tuple(map(_indexable, part))
+    return as_array(part) if isinstance(part, list) else part
 
 
 def _leaves(part: Any) -> list[Any]:

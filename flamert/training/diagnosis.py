@@ -11,7 +11,7 @@ from flamert.dtypes import FLOAT
 from flamert.graph import CONSTANT, INPUT, Node, Value, topological
 from flamert.ops.evaluate import apply
 from flamert.training.state import State
-from flamert.training.step import CALLS, Objective, Recipe, gradients
+from flamert.training.step import CALLS, SCALE, Objective, Recipe, gradients
 
 
 def fault_of(task: Objective, recipe: Recipe, state: State, passed: Sequence[Any]) -> str:
@@ -21,6 +21,8 @@ def fault_of(task: Objective, recipe: Recipe, state: State, passed: Sequence[Any
     known.update({v: state[n].astype(v.dtype) for n, v in task.weights.items()})
     if task.counter is not None:
         known[task.counter] = state[CALLS].astype(task.counter.dtype)
+    if task.scale is not None:
+        known[task.scale] = state[SCALE]
     assert task.loss is not None
     found = first_fault([task.loss], known)
     if found is not None:

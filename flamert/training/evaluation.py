@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flamert.errors import InputError
 from flamert.graph import Value
 from flamert.metrics import Function, Metric
 from flamert.training.data import Batch, Source
@@ -28,6 +29,8 @@ def evaluate(trainer: Trainer, source: Source, metrics: Sequence[Metric | Functi
                 so_far = totals.setdefault(name, [0.0] * len(sums))
                 totals[name] = [a + b for a, b in zip(so_far, sums, strict=True)]
             weights += batch.examples
+    if not weights:
+        raise InputError(f"there is nothing to evaluate on: {type(source.data).__name__} yields no examples")
     found: dict[str, float] = {}
     for name, sums in totals.items():
         judge = next((m for m in metrics if m.name == name and isinstance(m, Metric)), None)

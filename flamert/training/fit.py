@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flamert.errors import CheckpointError, InputError
+from flamert.files import make_ready
 from flamert.metrics import Function, Metric
 from flamert.training.data import Source
 from flamert.training.evaluation import evaluate
@@ -38,10 +40,17 @@ class Callback:
     def on_epoch(self, trainer: Trainer, row: Row) -> Any:
         """After every epoch, with its summary."""
 
+    def on_end(self, trainer: Trainer) -> Any:
+        """When training has ended, and everything is saved; not where an error or Ctrl-C ended it."""
+
 
 class EarlyStopping(Callback):
     """Ends the training when `monitor`, a column of `History.epochs`, has not improved by more than min_delta for `patience`
-    epochs. best: where to save a checkpoint whenever it has."""
+    epochs; what is not a number is no improvement.
+
+    best: where to save a checkpoint whenever it has. restore: take the weights of the best epoch from there in the end, however
+    training ended; a checkpoint of `fit` itself keeps the last ones, to go on from.
+    """
 
     def __init__(
         self,
@@ -51,14 +60,25 @@ class EarlyStopping(Callback):
         *,
         mode: str = "min",
         best: str | os.PathLike[str] | None = None,
+        restore: bool = False,
     ) -> None:
-        self.monitor, self.patience, self.min_delta, self.best = monitor, patience, min_delta, best
+        if mode not in ("min", "max"):
+            raise InputError(f"mode is 'min' or 'max', not {mode!r}")
+        if restore and best is None:
+            raise InputError("to restore the best weights they must be saved somewhere: best=path")
+        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        self.best, self.restore = best, restore
         self.sign = -1.0 if mode == "max" else 1.0
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self.restore and self.best is not None and trainer.history.epochs:
+            trainer.restore(self.best, weights_only=True)
 
     def on_epoch(self, trainer: Trainer, row: Row) -> bool:
         if self.monitor not in row:
             raise InputError(f"no column {self.monitor!r} to stop by; there are {', '.join(row)}")
         values = [self.sign * value for value in trainer.history.series(self.monitor)[1]]
+        values = [math.inf if math.isnan(value) else value for value in values]
         record = 0
         for i, value in enumerate(values):
             if value < values[record] - self.min_delta:
@@ -94,7 +114,8 @@ class Fit:
 
     source: batches; see `flamert.training.data.Source` for what may be given. epochs: how many, counted from the start of
     what is resumed. validation: batches that are evaluated after every epoch, with
-    `metrics`. callbacks: objects with methods of `Callback`, or functions that are called as its on_epoch. checkpoint: a file
+    `metrics`. callbacks: objects with methods of `Callback`, or functions that are called as its on_epoch; what they raise ends
+    the training there and then. checkpoint: a file
     that is replaced after every epoch, every `save_steps` batches and every `save_seconds`; with `resume` training goes on
     from it if it is there. log_dir: where TensorBoard's event files go.
     Ctrl-C ends the training between two steps, with a checkpoint, and raises KeyboardInterrupt. Where batches do not divide
@@ -113,8 +134,11 @@ class Fit:
         save_steps: int | None,
         save_seconds: float | None,
     ) -> None:
+        if save_steps is not None and save_steps < 1:
+            raise InputError(f"save_steps is at least 1, or None; got {save_steps}")
         self.trainer, self.source, self.epochs = trainer, source, epochs
-        self.validation, self.metrics, self.callbacks = validation, metrics, callbacks
+        self.validation, self.metrics = validation, metrics
+        self.callbacks: list[Any] = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
         self.checkpoint, self.save_steps, self.save_seconds = checkpoint, save_steps, save_seconds
         self.saved = time.monotonic()
         self.events: EventFile | None = None
@@ -125,6 +149,8 @@ class Fit:
         trainer = self.trainer
         if self.checkpoint is not None and not os.path.isdir(os.path.dirname(os.path.abspath(self.checkpoint))):
             raise CheckpointError(f"there is no folder for the checkpoint {os.fspath(self.checkpoint)!r}")
+        if self.checkpoint is not None:
+            make_ready(os.fspath(self.checkpoint))
         if resume and self.checkpoint is not None and os.path.exists(self.checkpoint):
             trainer.restore(self.checkpoint)
         if not (resume and trainer.resumed):
@@ -138,6 +164,7 @@ class Fit:
             for epoch in range(trainer.position.epoch, self.epochs):
                 if self._epoch(epoch, display):
                     break
+            self._called("on_end")
         return trainer.history
 
     def _epoch(self, epoch: int, display: Silent) -> bool:
@@ -159,10 +186,14 @@ class Fit:
                 if stop:
                     self._save()
                     return True
+        if not trainer.position.batch:
+            raise InputError(f"there are no batches in epoch {epoch + 1}; {type(self.source.data).__name__} yields none")
         row = self._summary(epoch, examples / max(time.perf_counter() - begin, 1e-9))
         trainer.position = type(trainer.position)(epoch + 1, 0)
         stop = self._called("on_epoch", row)
         self._save()
+        if self.interrupts.requested:
+            raise KeyboardInterrupt
         return stop
 
     def _summary(self, epoch: int, speed: float) -> Row:
@@ -192,15 +223,15 @@ class Fit:
                 self.events.scalar("loss", loss, first + i)
             self.events.flush()
 
-    def _called(self, method: str, what: Any) -> bool:
+    def _called(self, method: str, *what: Any) -> bool:
         """Tell the callbacks; whether one of them wants to end."""
         answers = []
         for callback in self.callbacks:
             own = getattr(callback, method, None)
             if own is not None:
-                answers.append(own(self.trainer, what))
+                answers.append(own(self.trainer, *what))
             elif method == "on_epoch":
-                answers.append(callback(self.trainer, what))
+                answers.append(callback(self.trainer, *what))
         return any(answers)
 
     def _between_steps(self) -> None:

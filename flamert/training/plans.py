@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from flamert.runtime.plan import Plan
 from flamert.training.data import Batch
 from flamert.training.state import Draft
 from flamert.training.step import LossFunction, Objective, objective
+
+log = logging.getLogger("flamert")
 
 MAX_PLANS = 16
 """Signatures that plans are kept for; the least recently used go first."""
@@ -45,11 +48,19 @@ class Planned(NamedTuple):
 
 
 class Plans:
-    """loss, output: as for `training.objective`. weights: names of those that live in state."""
+    """loss, output, precision: as for `step.objective`. weights: names of those that live in state."""
 
-    def __init__(self, model: Model, loss: losses.Loss | LossFunction | None, output: str, weights: frozenset[str]) -> None:
-        self.model, self.loss, self.output, self.weights = model, loss, output, weights
+    def __init__(
+        self,
+        model: Model,
+        loss: losses.Loss | LossFunction | None,
+        output: str,
+        weights: frozenset[str],
+        precision: str = "fp32",
+    ) -> None:
+        self.model, self.loss, self.output, self.weights, self.precision = model, loss, output, weights, precision
         self._known: OrderedDict[Hashable, list[Planned]] = OrderedDict()
+        self._told = False
 
     def __len__(self) -> int:
         return len(self._known)
@@ -64,7 +75,12 @@ class Plans:
         names = (self.output, *outputs, *([o.name for o in self.model.outputs] if own else []))
         self.model.require(batch.inputs, names)
         feeds = {n: _host(x) for n, x in batch.inputs.items()}
-        return objective(self.model, feeds, batch.targets, self.loss, self.output, names, weights=self.weights, seed=seed)
+        return objective(
+            *(self.model, feeds, batch.targets, self.loss, self.output, names),
+            weights=self.weights,
+            seed=seed,
+            precision=self.precision,
+        )
 
     def find(
         self, batch: Batch, kind: Hashable, seed: int | None, outputs: Sequence[str], draft: Drafting
@@ -87,8 +103,18 @@ class Plans:
             known.append(found)
             while len(self._known) > MAX_PLANS:
                 self._known.popitem(last=False)
+                self._forget_once()
         arrays = [*[feeds[n] for n in found.task.feeds], *[targets[n] for n in found.task.targets]]
         return found, [device.upload(x) if isinstance(x, np.ndarray) else x for x in arrays]
+
+    def _forget_once(self) -> None:
+        """Say that plans are being forgotten, the first time."""
+        if not self._told:
+            self._told = True
+            log.warning(
+                f"batches come in more than {MAX_PLANS} different shapes; each shape that comes again is planned anew, which "
+                "takes long. Pad or cut them to a few lengths"
+            )
 
     def _made(
         self, feeds: dict[str, Any], targets: dict[str, Any], seed: int | None, outputs: Sequence[str], draft: Drafting

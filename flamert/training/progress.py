@@ -48,7 +48,7 @@ class Bar(Silent):
 
 @contextlib.contextmanager
 def shown(wanted: bool) -> Iterator[Silent]:
-    """A Bar if it is wanted and there is a terminal to draw it on."""
+    """A Bar if it is wanted and there is a terminal, or a notebook, to draw it on."""
     if not wanted:
         yield Silent()
         return
@@ -56,7 +56,7 @@ def shown(wanted: bool) -> Iterator[Silent]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal or console.is_jupyter):
         yield Silent()
         return
     fields = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,11 +17,21 @@ from flamert.losses import Loss
 from flamert.model import Model
 from flamert.optim.clip import global_norm
 from flamert.optim.optimizer import Optimizer
+from flamert.passes.pipeline import lower
 from flamert.rewrite import inline
 from flamert.training.state import Draft, State
 
 STEPS, CALLS, BAD = "flamert/steps", "flamert/calls", "flamert/bad"
 """State: optimizer steps taken; calls of `step`; the first call whose loss or gradient was not finite, or −1."""
+
+SCALE, CALM = "flamert/scale", "flamert/calm"
+"""State of float16: what losses are multiplied with; calls since gradients last were too large for it."""
+
+FIRST_SCALE, PATIENCE = 65536.0, 2000
+"""The first scale, and the calls after which it is doubled. Source: torch.amp.GradScaler."""
+
+PRECISIONS = {"fp32": None, "bf16": dtypes.bfloat16, "fp16": dtypes.float16}
+"""What products are computed in, by name; None: as the file has it."""
 
 LossFunction = Callable[[dict[str, Value], dict[str, Value]], Value]
 Trainable = str | Sequence[str] | Callable[[str], bool] | None
@@ -46,14 +55,16 @@ def gathered(parameter: str) -> str:
 def selected(model: Model, trainable: Trainable) -> tuple[str, ...]:
     """Names of the parameters that train. Raises InputError for a pattern that no floating parameter fits.
 
-    None selects all but what exporters merely store like weights: scalars of rank 0 (an exponent, an epsilon) and what
-    PyTorch names "…/Constant_…" (a first state of zeros); of a model with low-rank terms these and new heads alone. A pattern
-    or a predicate may select the others too.
+    None selects all but what exporters merely store like weights: scalars of rank 0 (an exponent, an epsilon), what
+    PyTorch names "…/Constant_…" (a first state of zeros), and the scales of weights that are stored as integers, which train
+    as the floating weights they stand for; of a model with low-rank terms these and new heads alone. A pattern or a predicate
+    may select the others too.
     """
     still = model.origin.statistics
     floating = [n for n, a in model.params.items() if a.dtype in dtypes.STANDARD_FLOAT and n not in still]
     if trainable is None:
-        names = [n for n in floating if model.params[n].ndim and "/Constant_" not in n]
+        scales = model.origin.stored.within
+        names = [n for n in floating if model.params[n].ndim and "/Constant_" not in n and n not in scales]
         names = [n for n in names if n in model.adapted] if model.adapted else names
     elif callable(trainable):
         names = [n for n in floating if trainable(n)]
@@ -65,11 +76,14 @@ def selected(model: Model, trainable: Trainable) -> tuple[str, ...]:
         names = [n for n in floating if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
     if not names:
         raise InputError("no parameter trains: the model has none that is floating and selected")
+    model.params.thaw(names)
     return tuple(names)
 
 
-def initial_state(model: Model, names: Sequence[str], optimizer: Optimizer, averaged: bool, gathers: bool) -> State:
-    """State before the first step. Parameters of half types are kept, and updated, in float32."""
+def initial_state(
+    model: Model, names: Sequence[str], optimizer: Optimizer, averaged: bool, gathers: bool, scales: bool = False
+) -> State:
+    """State before the first step. Parameters of half types are kept, and updated, in float32. scales: losses, for float16."""
     state = State(model.device)
     for name in (*names, *sorted(model.origin.statistics)):
         array = model.params[name]
@@ -84,11 +98,17 @@ def initial_state(model: Model, names: Sequence[str], optimizer: Optimizer, aver
             state.add(gathered(name), np.zeros(held.shape, held.dtype))
     for key, start in ((STEPS, 0), (CALLS, 0), (BAD, -1)):
         state.add(key, np.int64(start))
+    if scales:
+        state.add(SCALE, np.float32(FIRST_SCALE))
+        state.add(CALM, np.int64(0))
     return state
 
 
 class Objective(NamedTuple):
-    """A model and a loss as one graph, for inputs of one signature. Inputs of the graph: feeds, targets, weights, counter."""
+    """A model and a loss as one graph, for inputs of one signature. Inputs of the graph: feeds, targets, weights, counter, and
+
+    for float16 what the loss is multiplied with before it is differentiated.
+    """
 
     feeds: Mapping[str, Value]
     targets: Mapping[str, Value]
@@ -99,6 +119,7 @@ class Objective(NamedTuple):
     moved: Mapping[str, Value]
     static: Mapping[str, np.ndarray]
     """Inputs whose contents are part of the graph."""
+    scale: Value | None = None
 
 
 def objective(
@@ -112,11 +133,12 @@ def objective(
     weights: frozenset[str],
     seed: int | None,
     scored: bool = True,
+    precision: str = "fp32",
 ) -> Objective:
     """The model for these feeds, with its loss on these targets if it is `scored`.
 
     names: the outputs that are there. output: the one that a Loss is given. weights: names of those that are inputs of the
-    graph. seed: in training form; None: in the file's.
+    graph. seed: in training form; None: in the file's. precision: of matrix products; see `flamert.passes.autocast`.
     """
     traced = model.trace(feeds, tuple(dict.fromkeys(names)), weights, lasting=True, seed=seed)
     leaves = {n: traced.inputs[n] for n in feeds if n not in traced.static}
@@ -127,8 +149,14 @@ def objective(
             raise InputError(f"{name!r} is no tensor, and cannot take part in training")
     labels = {n: g.input(TensorType(t.shape, t.dtype), n) for n, t in targets.items()}
     static = {n: np.array(feeds[n]) for n in feeds if n in traced.static}
+    moved, half = traced.moved, PRECISIONS[precision]
+    if half is not None:
+        inputs = [*leaves.values(), *held.values(), *([] if traced.counter is None else [traced.counter])]
+        cast = lower(Graph(inputs, [*outputs.values(), *moved.values()]), half, model.device, model.derived).outputs
+        outputs, moved = dict(zip(outputs, cast, strict=False)), dict(zip(moved, cast[len(outputs) :], strict=True))
     value = _loss(loss, outputs, output, labels) if scored else None
-    return Objective(leaves, labels, held, traced.counter, outputs, value, traced.moved, static)
+    scale = g.input(TensorType((), dtypes.float32), "scale") if half == dtypes.float16 else None
+    return Objective(leaves, labels, held, traced.counter, outputs, value, moved, static, scale)
 
 
 def _loss(loss: Loss | LossFunction | None, outputs: dict[str, Value], output: str, targets: dict[str, Value]) -> Value:
@@ -173,6 +201,9 @@ def place(draft: Draft, task: Objective, values: Sequence[Value], averaged: bool
     if task.counter is not None:
         graph_inputs.append(task.counter)
         arguments.append(ops.cast(draft.read(CALLS), to=dtypes.uint64))
+    if task.scale is not None:
+        graph_inputs.append(task.scale)
+        arguments.append(draft.read(SCALE))
     return inline(Graph(graph_inputs, values), arguments)
 
 
@@ -188,9 +219,16 @@ def step_draft(state: State, task: Objective, recipe: Recipe) -> tuple[Draft, Va
     grads = {n: _as(v, state.types[n].dtype) for n, v in zip(flows, rest, strict=False)}
     calls, bad = draft.read(CALLS), draft.read(BAD)
     whole = bad < 0
-    good = whole & _finite(loss) & _finite(_total(list(grads.values())))
+    # Asked from the last layer to the first, as gradients come to be, so that little has to wait for its turn.
+    good = whole & ops.all_finite(loss, *reversed(grads.values()))
+    fault = whole & ~good
+    if task.scale is not None:
+        scale = draft.read(SCALE)
+        fault = fault & (~ops.all_finite(loss) | (scale <= 1.0))
+        grads = {n: v * _as(ops.reciprocal(scale), v.dtype) for n, v in grads.items()}
+        _rescale(draft, scale, whole, good)
     draft.write(CALLS, calls + 1)
-    draft.write(BAD, ops.where(whole & ~good, calls, bad))
+    draft.write(BAD, ops.where(fault, calls, bad))
     for name, value in zip(task.moved, rest[len(flows) :], strict=True):
         held = draft.read(name)
         draft.write(name, ops.where(good, _as(value, held.dtype), held))
@@ -201,6 +239,15 @@ def step_draft(state: State, task: Objective, recipe: Recipe) -> tuple[Draft, Va
             held = draft.read(gathered(name))
             draft.write(gathered(name), ops.where(good, held + grad_ * (1 / recipe.accumulate), held))
     return draft, loss
+
+
+def _rescale(draft: Draft, scale: Value, whole: Value, good: Value) -> None:
+    """Halve the scale of losses where gradients were too large for float16, double it after a long time without."""
+    calm = draft.read(CALM) + 1
+    due = calm >= PATIENCE
+    grown = ops.where(good, ops.where(due, scale * 2.0, scale), scale * 0.5)
+    draft.write(SCALE, ops.where(whole, grown, scale))
+    draft.write(CALM, ops.where(good & ~due, calm, calm * 0))
 
 
 def update_draft(state: State, recipe: Recipe, reached: Sequence[str]) -> Draft:
@@ -217,7 +264,8 @@ def gradients(task: Objective, recipe: Recipe) -> dict[str, Value]:
     """The loss's gradient with respect to each trainable parameter that it depends on."""
     assert task.loss is not None
     names = [n for n in recipe.trainable if n in task.weights]
-    flows = {n: f for n, f in zip(names, grad(task.loss, [task.weights[n] for n in names]), strict=True) if f is not None}
+    loss = task.loss if task.scale is None else task.loss * _as(task.scale, task.loss.dtype)
+    flows = {n: f for n, f in zip(names, grad(loss, [task.weights[n] for n in names]), strict=True) if f is not None}
     if not flows:
         raise NoGradient("the loss depends on no parameter that trains")
     return flows
@@ -250,15 +298,3 @@ def _update(draft: Draft, grads: Mapping[str, Value], recipe: Recipe, good: Valu
 
 def _as(value: Value, dtype: np.dtype) -> Value:
     return value if value.dtype == dtype else ops.cast(value, to=dtype)
-
-
-def _finite(number: Value) -> Value:
-    return abs(number) < math.inf
-
-
-def _total(grads: Sequence[Value]) -> Value:
-    """A number that is not finite if any element of any gradient is not."""
-    sums = [_as(ops.reduce_sum(v, axes=tuple(range(v.rank))), dtypes.float64) for v in grads]
-    while len(sums) > 1:
-        sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)] + (sums[-1:] if len(sums) % 2 else [])
-    return sums[0]

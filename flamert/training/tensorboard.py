@@ -6,11 +6,15 @@ Source: tensorflow/core/lib/io/record_writer.h, tensorflow/core/util/event.proto
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from types import TracebackType
+
+from flamert.errors import CheckpointError
 
 POLYNOMIAL = 0x82F6_3B78
 """Castagnoli's, bits reversed."""
@@ -58,12 +62,17 @@ def _event(step: int, what: bytes) -> bytes:
 
 
 class EventFile:
-    """An event file in a folder, which is made if need be. Each run writes one of its own."""
+    """An event file in a folder, which is made if need be. Each run writes one of its own.
+
+    Methods raise CheckpointError where the system refuses.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        os.makedirs(folder, exist_ok=True)
+        self._folder = os.fspath(folder)
         name = f"events.out.tfevents.{time.time_ns() // 10**6 / 1000:017.3f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = open(os.path.join(folder, name), "xb")  # noqa: SIM115 (closed by `close`)
+        with self._told():
+            os.makedirs(folder, exist_ok=True)
+            self._file = open(os.path.join(folder, name), "xb")  # noqa: SIM115 (closed by `close`)
         self._record(_event(0, _bytes_field(3, b"brain.Event:2")))
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -73,11 +82,13 @@ class EventFile:
 
     def flush(self) -> None:
         """Let readers see what has been written."""
-        self._file.flush()
+        with self._told():
+            self._file.flush()
 
     def close(self) -> None:
         """No more will come."""
-        self._file.close()
+        with self._told():
+            self._file.close()
 
     def __enter__(self) -> EventFile:
         return self
@@ -87,4 +98,12 @@ class EventFile:
 
     def _record(self, data: bytes) -> None:
         length = struct.pack("<Q", len(data))
-        self._file.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
+        with self._told():
+            self._file.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"cannot write logs into {self._folder!r}: {error.strerror or error}") from error
