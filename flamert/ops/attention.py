@@ -17,7 +17,7 @@ from flamert.ops.linear import matmul
 from flamert.ops.logic import equal, less, less_equal, logical_and, where
 from flamert.ops.normalize import softmax
 from flamert.ops.op import composite, kernel
-from flamert.ops.reduce import accumulating, cast_like, reduce_max
+from flamert.ops.reduce import accumulating, cast_like, reduce_max, reduce_sum
 from flamert.ops.rules import broadcast, require, same_dtype
 from flamert.ops.shape import reshape, transpose
 
@@ -53,6 +53,63 @@ def attention(
     seen = visible(lengths, q.shape[2], k.shape[2], left, right, offset)
     weights = probabilities(masked(masked(scores, mask), seen))
     return cast_like(by_group(weights, accumulating(v)), q)
+
+
+@composite
+def attention_gradient(
+    dy: Any,
+    y: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    lengths: Any = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    left: int | None = None,
+    right: int | None = None,
+    offset: int = 0,
+) -> Any:
+    """(dq, dk, dv) of `attention`, where dy reaches its result y: with p = softmax(s), ds = p⊙(dy·vᵀ − Σ dy⊙y),
+
+    dv = pᵀ·dy, dq = scale · ds·k, dk = scale · dsᵀ·q; each of the type of q. A query that sees no key sends nothing back.
+    """
+    given = q, k, v
+    attrs = {"scale": scale, "softcap": softcap, "left": left, "right": right, "offset": offset}
+    p, ds, capped = score_gradient(dy, y, q, k, v, mask, lengths, **attrs)
+    if softcap > 0:
+        ratio = capped / softcap
+        ds = ds * (1 - ratio * ratio)
+    dy, q, k, v = map(accumulating, (dy, q, k, v))
+    heads = k.shape[1]
+    ds_rows, q_rows, p_rows, dy_rows = (by_rows(t, heads) for t in (ds, q, p, dy))
+    dq = mul(by_group(ds, k), scale)
+    dk = mul(matmul(_turned(ds_rows), q_rows), scale)
+    dv = matmul(_turned(p_rows), dy_rows)
+    return tuple([cast_like(found, x) for found, x in zip((dq, dk, dv), given, strict=True)])
+
+
+def score_gradient(
+    dy: Value, y: Value, q: Value, k: Value, v: Value, mask: Value | None, lengths: Value | None, **attrs: Any
+) -> tuple[Value, Value, Value]:
+    """The probabilities, the gradient of what they are the softmax of, and the capped scores: all [B, Hq, L, S]."""
+    dy, y, q, k, v = map(accumulating, (dy, y, q, k, v))
+    capped = softened(product(q, k, attrs["scale"]), attrs["softcap"])
+    seen = visible(lengths, q.shape[2], k.shape[2], attrs["left"], attrs["right"], attrs["offset"])
+    p = probabilities(masked(masked(capped, mask), seen))
+    dp = by_group(dy, _turned(v))
+    return p, p * (dp - reduce_sum(dy * y, axes=(3,), keepdims=True)), capped
+
+
+def by_rows(x: Value, heads: int) -> Value:
+    """[B, Hq, L, n] → [B, Hkv, group · L, n]: the queries that read the same head, one after the other."""
+    b, h, l, n = x.shape
+    return reshape(x, shape=(b, heads, h // max(heads, 1) * l, n))
+
+
+def _turned(x: Value) -> Value:
+    return transpose(x, perm=(0, 1, 3, 2))
 
 
 def check(q: Value, k: Value, v: Value, mask: Value | None, lengths: Value | None, offset: int) -> None:

@@ -162,3 +162,107 @@ class Convolution:
             self.graph.execute_plan_at_index(pointers, workspace, self.chosen, handle=handle)
 
         return run
+
+
+class Attention:
+    """softmax(scale · q·kᵀ + mask) · v, forward and backward, for operands [B, H, L, D] as they lie.
+
+    operands: q, k, v. mask: an additive one. stats: let the forward pass leave what the backward pass needs, the logarithm of
+    each query's sum, float32 [B, H, L, 1]. Raises DeviceError where cuDNN has no engine.
+    """
+
+    def __init__(
+        self,
+        operands: Sequence[Tensor],
+        result: Tensor,
+        dtype: np.dtype,
+        *,
+        scale: float,
+        causal: bool,
+        mask: Tensor | None = None,
+        stats: bool = False,
+        device: int = 0,
+    ) -> None:
+        self.operands, self.result, self.mask, self.device = list(operands), result, mask, device
+        self.options = {"attn_scale": scale, "use_causal_mask": causal}
+        self.stats = stats
+        self.io = getattr(_cudnn().data_type, TYPES[dtype])
+
+    def _graph(self) -> Any:
+        wide = _cudnn().data_type.FLOAT
+        return _cudnn().pygraph(
+            io_data_type=self.io, intermediate_data_type=wide, compute_data_type=wide, handle=_handle(self.device)
+        )
+
+    def _tensor(self, graph: Any, name: str, t: Tensor, wide: bool = False) -> Any:
+        kind = _cudnn().data_type.FLOAT if wide else self.io
+        return graph.tensor(name=name, data_type=kind, dim=list(t.dims), stride=list(t.strides))
+
+    def _masked(self, graph: Any) -> dict[str, Any]:
+        return {} if self.mask is None else {"bias": self._tensor(graph, "bias", self.mask)}
+
+    def forward(
+        self, inputs: Sequence[Any], mask: Any, out: Any, stats: Any, work: Any, stream: Callable[[], Any]
+    ) -> Callable[[], None]:
+        """The launch of the forward pass."""
+        graph = self._graph()
+        given = {n: self._tensor(graph, n, t) for n, t in zip("qkv", self.operands, strict=True)}
+        more = self._masked(graph)
+        y, sums = graph.sdpa(name="sdpa", **given, **more, generate_stats=self.stats, **self.options)
+        y.set_output(True).set_data_type(self.io).set_dim(list(self.result.dims)).set_stride(list(self.result.strides))
+        pointers = {t: x.data.ptr for t, x in zip(given.values(), inputs, strict=True)}
+        pointers[y] = out.data.ptr
+        if mask is not None:
+            pointers[more["bias"]] = mask.data.ptr
+        if self.stats:
+            sums.set_output(True).set_data_type(_cudnn().data_type.FLOAT)
+            pointers[sums] = stats.data.ptr
+        return self._launch(graph, pointers, work, stream)
+
+    def backward(
+        self,
+        inputs: Sequence[Any],
+        mask: Any,
+        y: Any,
+        stats: Any,
+        dy: Any,
+        outs: Sequence[Any],
+        work: Any,
+        stream: Callable[[], Any],
+        deterministic: bool,
+    ) -> Callable[[], None]:
+        """The launch of the backward pass, which fills dq, dk and dv."""
+        graph = self._graph()
+        given = {n: self._tensor(graph, n, t) for n, t in zip("qkv", self.operands, strict=True)}
+        given |= {"o": self._tensor(graph, "o", self.result), "dO": self._tensor(graph, "dO", Tensor.of(dy))}
+        given["stats"] = self._tensor(graph, "stats", Tensor.of(stats), wide=True)
+        more = self._masked(graph)
+        options = {**self.options, "use_deterministic_algorithm": deterministic}
+        results = graph.sdpa_backward(name="sdpa_backward", **given, **more, **options)
+        for t, out in zip(results, outs, strict=True):
+            lies = Tensor.of(out)
+            t.set_output(True).set_data_type(self.io).set_dim(list(lies.dims)).set_stride(list(lies.strides))
+        pointers = {t: x.data.ptr for t, x in zip(given.values(), (*inputs, y, dy, stats), strict=True)}
+        if mask is not None:
+            pointers[more["bias"]] = mask.data.ptr
+        pointers |= {t: out.data.ptr for t, out in zip(results, outs, strict=True)}
+        return self._launch(graph, pointers, work, stream)
+
+    def _launch(self, graph: Any, pointers: dict[Any, int], work: Any, stream: Callable[[], Any]) -> Callable[[], None]:
+        cudnn, handle, workspace = _cudnn(), _handle(self.device), work.data.ptr
+        try:
+            graph.validate()
+            graph.build_operation_graph()
+            graph.create_execution_plans([cudnn.heur_mode.A])
+            graph.check_support()
+            graph.build_plans()
+        except Exception as error:
+            raise DeviceError(f"cuDNN has no attention for {self.operands}: {error}") from error
+        if graph.get_workspace_size() > work.nbytes:
+            raise DeviceError(f"cuDNN's attention wants {graph.get_workspace_size()} bytes of scratch, there are {work.nbytes}")
+
+        def run() -> None:
+            cudnn.set_stream(handle, stream().ptr)
+            graph.execute(pointers, workspace, handle=handle)
+
+        return run
