@@ -73,10 +73,11 @@ def check_op(case: Case, dtype: np.dtype = dtypes.float32, device: str = "cpu") 
         _compare(case, "body", node, run_plan(fresh, inputs, device, expand_body=True), expected)
 
 
-def check_gradient(case: Case, order: int = 1, seed: int = 0) -> None:
+def check_gradient(case: Case, order: int = 1, seed: int = 0) -> int:
     """Check an op's gradient in float64 against central differences, along random directions of all floating operands.
 
-    order 2 checks the gradient's own gradient. Raises AssertionError with the largest difference.
+    order 2 checks the gradient's own gradient. Returns how many operands there were to check: none where neither operands
+    nor results come in float64. Raises AssertionError with the largest difference.
     """
     from flamert.grad import grad
 
@@ -85,14 +86,14 @@ def check_gradient(case: Case, order: int = 1, seed: int = 0) -> None:
     floating = [v for v in node.inputs if v is not None and v.dtype == np.float64 and v.type.size]
     results = [v for v in node.outputs if v.dtype == np.float64 and v.type.size]
     if not floating or not results:
-        return
+        return 0
     rng = np.random.default_rng(seed)
     weights = [rng.standard_normal(v.shape) for v in results]
     flows = grad(results, floating, [g.constant(w) for w in weights])
     for _ in range(order - 1):
         weighted = [(f, rng.standard_normal(f.shape)) for f in flows if f is not None and f.type.size]
         if not weighted:
-            return
+            return 0
         results, weights = [f for f, _ in weighted], [w for _, w in weighted]
         flows = grad(results, floating, [g.constant(w) for w in weights])
     at: dict[Any, Any] = {v: x for v, x in zip(node.inputs, inputs, strict=False) if v is not None}
@@ -108,6 +109,7 @@ def check_gradient(case: Case, order: int = 1, seed: int = 0) -> None:
         scale = max(1.0, abs(expected), float(np.abs(slope).sum()) * 1e-2)
         label = f"{case}: order {order} gradient of operand {node.inputs.index(v)}"
         assert abs(got - expected) <= 2e-5 * scale, f"{label} is {got} along a direction where differences give {expected}"
+    return len(floating)
 
 
 Runtime = Callable[[Any, Mapping[str, Any]], "list[Any] | None"]

@@ -173,17 +173,57 @@ def test_branches(flag):
     assert gradients["w"].any() == flag and gradients["v"].any() != flag
 
 
-def test_a_branch_that_floating_data_chooses():
+def undecided():
+    """−x where the sum of x is negative, else 3 x."""
     then = subgraph([node("Neg", "x", "a")], {}, {"a": (FLOAT, [2])})
-    other = subgraph([node("Identity", "x", "b")], {}, {"b": (FLOAT, [2])})
+    other = subgraph([node("Mul", "x three", "b")], {}, {"b": (FLOAT, [2])})
     nodes = [
         node("ReduceSum", "x", "total", keepdims=0),
         node("Less", "total zero", "flag"),
         node("If", "flag", "y", then_branch=then, else_branch=other),
     ]
-    model = load(nodes, {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])}, {"zero": np.float32(0)})
+    return load(nodes, {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])}, {"zero": np.float32(0), "three": np.float32(3)})
+
+
+def test_a_branch_that_floating_data_chooses():
+    """The gradient is that of the branch taken, and is made anew for data that takes another."""
+    model, dy = undecided(), f32(2)
+    for x, slope in ([-3, 1], -1), ([3, -1], 3), ([-3, 1], -1), ([1, 1], 3):
+        feeds = {"x": np.float32(x)}
+        outputs, gradients = model.vjp(feeds, {"y": dy}, wrt=["x"])
+        np.testing.assert_array_equal(gradients["x"], slope * dy)
+        np.testing.assert_array_equal(outputs["y"], model.run(feeds)["y"])
+
+
+def test_training_refuses_branches_that_floating_data_chooses():
     with pytest.raises(fr.errors.NoGradient, match="If node 'If-y'"):
-        model.vjp({"x": f32(2)}, {"y": f32(2)})
+        undecided().trace({"x": f32(2)}, ["y"], frozenset(), lasting=True)
+
+
+def test_what_floating_data_picks():
+    """Distinct values, and the places of those that are not zero: where each comes from is fixed, what it is moves."""
+    nodes = [node("Unique", "x", "u"), node("Mul", "u u", "y"), node("Relu", "x", "r"), node("NonZero", "r", "at")]
+    nodes += [node("Transpose", "at", "rows"), node("GatherND", "x rows", "p"), node("Mul", "p p", "z")]
+    model = load(nodes, {"x": (FLOAT, [5])}, {"y": (FLOAT, None), "z": (FLOAT, None)})
+    for x, first in ([3, -1, 3, 2, -1], [1, 3, 0]), ([0, 5, 4, -3, 2], [3, 0, 4, 2, 1]):
+        x = np.float32(x)
+        outputs, gradients = model.vjp({"x": x}, {"y": np.ones(len(first), np.float32)}, wrt=["x"])
+        want = np.zeros(5)
+        want[first] = 2 * x[first]
+        np.testing.assert_array_equal(gradients["x"], want)
+        np.testing.assert_array_equal(outputs["y"], np.unique(x) ** 2)
+        positive = np.ones((x > 0).sum(), np.float32)
+        np.testing.assert_array_equal(model.vjp({"x": x}, {"z": positive}, wrt=["x"])[1]["x"], np.where(x > 0, 2 * x, 0))
+
+
+def test_ends_of_a_range():
+    nodes = [node("Range", "start limit step", "r"), node("Mul", "r r", "y")]
+    scalars = {n: (FLOAT, []) for n in ("start", "limit", "step")}
+    model = load(nodes, scalars, {"y": (FLOAT, None)})
+    feeds = {"start": np.float32(0.5), "limit": np.float32(3.2), "step": np.float32(1)}
+    outputs, gradients = model.vjp(feeds, {"y": np.ones(3, np.float32)})
+    np.testing.assert_allclose(outputs["y"], [0.25, 2.25, 6.25])
+    assert {n: a.item() for n, a in gradients.items()} == {"start": 9, "limit": 0, "step": 13}
 
 
 def looping(turns, stop=None):
@@ -234,13 +274,17 @@ def test_long_loops_are_unrolled_for_gradients_and_very_long_ones_refused():
 
 
 def test_a_loop_that_data_ends():
+    """x is doubled until its sum reaches a limit; the turns made are those that the gradient goes back through."""
     nodes = [node("Mul", "s w", "next"), node("ReduceSum", "next", "total", keepdims=0), node("Less", "total limit", "on")]
     inner = {"i": (INT64, []), "go": (BOOL, []), "s": (FLOAT, [2])}
     body = subgraph(nodes, inner, {"on": (BOOL, []), "next": (FLOAT, [2])})
     weights = {"w": np.array([2, 2], np.float32), "limit": np.float32(9)}
     model = load([node("Loop", "_ _ x", "y", body=body)], {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])}, weights)
-    with pytest.raises(fr.errors.NoGradient, match="Loop-y"):
-        model.vjp({"x": np.ones(2, np.float32)}, {"y": f32(2)}, wrt=["x"])
+    for x, turns in ([1, 1], 3), ([4, 4], 1), ([0.3, 0.3], 4):
+        feeds, dy = {"x": np.float32(x)}, f32(2)
+        _, gradients = model.vjp(feeds, {"y": dy}, wrt=["x", "w"])
+        np.testing.assert_allclose(gradients["x"], dy * 2**turns, 1e-5)
+        np.testing.assert_allclose(gradients["w"], dy * x * turns * 2 ** (turns - 1), 1e-5)
 
 
 def test_scan():

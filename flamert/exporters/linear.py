@@ -30,21 +30,6 @@ def _(to: Writer, *xs: Value, equation: str) -> Any:
     return to("Einsum", *xs, equation=equation) if all(len(s) == 1 for s in sizes.values()) else None
 
 
-@spelled(ops.cofactors)
-def _(x: Value) -> Value:
-    """Element i, j is ± the determinant of what is left without row i and column j."""
-    m = x.shape[-1]
-    if m < 2:
-        return ops.expand(g.constant(np.ones((), x.dtype)), shape=x.shape)
-    others = np.array([[j for j in range(m) if j != i] for i in range(m)])
-    rows = ops.gather(x, g.constant(others), axis=x.rank - 2)  # [..., i, m − 1, m]
-    minors = ops.gather(rows, g.constant(others), axis=x.rank)  # [..., i, m − 1, j, m − 1]
-    lead = tuple(range(x.rank - 1))
-    minors = ops.transpose(minors, perm=(*lead, x.rank, x.rank - 1, x.rank + 1))
-    signs = 1 - 2 * (np.add.outer(np.arange(m), np.arange(m)) % 2)
-    return ops.det(minors) * g.constant(signs.astype(x.dtype))
-
-
 @spelled(ops.inverse)
 def _(x: Value) -> Value:
     """Gauss and Jordan's elimination with row exchanges, one column of all matrices at a time."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from flamert import dtypes
+from flamert import graph as g
 from flamert.errors import ShapeError
-from flamert.graph import TensorType
+from flamert.graph import TensorType, Value
+from flamert.ops.index import gather
 from flamert.ops.op import composite, kernel, op
+from flamert.ops.reduce import reduce_sum
 from flamert.ops.rules import broadcast, require, same_dtype
-from flamert.ops.shape import transpose
+from flamert.ops.shape import expand, transpose
 
 
 @op
@@ -79,25 +84,75 @@ def _(xp: Any, out: Any, x: Any) -> None:
     out[...] = xp.linalg.det(x.astype(dtypes.accumulator(x.dtype), copy=False))
 
 
-@op
-def cofactors(x: TensorType) -> TensorType:
+def minors(x: Value) -> Value:
+    """[..., i, j] holds the matrix x without row i and column j: [..., M, M, M − 1, M − 1]."""
+    m = x.shape[-1]
+    others = g.constant(np.array([[j for j in range(m) if j != i] for i in range(m)], np.int64).reshape(m, max(m - 1, 0)))
+    rows = gather(x, others, axis=x.rank - 2)  # [..., i, m − 1, m]
+    both = gather(rows, others, axis=x.rank)  # [..., i, m − 1, j, m − 1]
+    return transpose(both, perm=(*range(x.rank - 1), x.rank, x.rank - 1, x.rank + 1))
+
+
+def _signs(x: Value) -> Value:
+    """A chessboard of 1 and −1."""
+    at = np.arange(x.shape[-1])
+    return g.constant((1 - 2 * (np.add.outer(at, at) % 2)).astype(x.dtype))
+
+
+@composite
+def cofactors(x: Any) -> Any:
     """∂ det x / ∂x: det(x) · x⁻ᵀ, but for singular matrices as well. x: floating [..., M, M]; half types go through float32.
 
-    Source: with x = U S V, it is det U · det V · U S' V, where S' holds for each singular value the product of the others.
+    Source: Laplace's expansion; the kernel: with x = U S V, it is det U · det V · U S' V, where S' holds for each singular
+    value the product of the others.
     """
-    _square(x)
-    return x
+    _square(x.type)
+    if x.shape[-1] < 2:
+        return expand(g.constant(np.ones((), x.dtype)), shape=x.shape)
+    return det(minors(x)) * _signs(x)
 
 
 @kernel(cofactors)
 def _(xp: Any, out: Any, x: Any) -> None:
     u, s, v = xp.linalg.svd(x.astype(dtypes.accumulator(x.dtype), copy=False))
+    sign = xp.linalg.det(u) * xp.linalg.det(v)
+    out[...] = sign[..., None, None] * xp.matmul(u * _product_of_others(xp, s)[..., None, :], v)
+
+
+def _product_of_others(xp: Any, s: Any) -> Any:
+    """For each element along the last axis the product of all others: what lies before it times what lies behind."""
     others = xp.ones_like(s)
-    # The values fall from first to last, so what lies before and what lies behind is multiplied up one by one.
     others[..., 1:] = xp.cumprod(s[..., :-1], axis=-1)
     others[..., :-1] *= xp.cumprod(s[..., :0:-1], axis=-1)[..., ::-1]
+    return others
+
+
+@composite
+def cofactor_slopes(x: Any, h: Any) -> Any:
+    """Σᵢⱼ hᵢⱼ · ∂ cofactors(x) / ∂xᵢⱼ, for singular matrices as well; symmetric, so its own adjoint in h.
+
+    x, h: floating [..., M, M] of one type. Source: Laplace's expansion, twice; the kernel: with x = U S V, as for diagonal S.
+    """
+    _square(x.type)
+    if h.type != x.type:
+        raise ShapeError(f"{x.type} and {h.type} differ")
+    if x.shape[-1] < 2:
+        return expand(g.constant(np.zeros((), x.dtype)), shape=x.shape)
+    return reduce_sum(cofactors(minors(x)) * minors(h), axes=(x.rank, x.rank + 1)) * _signs(x)
+
+
+@kernel(cofactor_slopes)
+def _(xp: Any, out: Any, x: Any, h: Any) -> None:
+    m, wide = x.shape[-1], dtypes.accumulator(x.dtype)
+    u, s, v = xp.linalg.svd(x.astype(wide, copy=False))
     sign = xp.linalg.det(u) * xp.linalg.det(v)
-    out[...] = sign[..., None, None] * xp.matmul(u * others[..., None, :], v)
+    inner = xp.matmul(xp.matmul(u.swapaxes(-1, -2), h.astype(wide, copy=False)), v.swapaxes(-1, -2))
+    eye = xp.eye(m, dtype=bool)
+    rest = _product_of_others(xp, xp.where(eye, 1, s[..., None, :]))  # [i, j]: the product of all s but sᵢ and sⱼ
+    rest = xp.where(eye, 0, rest)
+    on_diagonal = (rest * xp.diagonal(inner, axis1=-2, axis2=-1)[..., None, :]).sum(-1)
+    turned = xp.where(eye, on_diagonal[..., None], -rest * inner.swapaxes(-1, -2))
+    out[...] = sign[..., None, None] * xp.matmul(xp.matmul(u, turned), v)
 
 
 @op

@@ -94,6 +94,63 @@ def transpose_case(x, w, b, *attrs, extra, types=FLOATS[:2]):
     return Case("conv_transpose", inputs, {**geometry(*attrs), "output_padding": extra}, conv_transpose, types)
 
 
+def channels_first(x):
+    return None if x is None else np.moveaxis(x, -1, 1)
+
+
+def conv_transpose_last(x, w, bias=None, residual=None, gate=None, *, activation="", alpha=0.0, beta=0.0, **attrs):
+    y = np.moveaxis(conv_transpose(channels_first(x), w, bias, **attrs), 1, -1)
+    y = y if residual is None else y + residual
+    y = np.maximum(y, 0) if activation == "relu" else y
+    return y if gate is None else np.where(gate > 0, y, 0)
+
+
+def conv_last(x, w, bias=None, residual=None, gate=None, *, activation="", alpha=0.0, beta=0.0, **attrs):
+    y = np.moveaxis(conv(channels_first(x), w, bias, **attrs), 1, -1)
+    y = y if residual is None else y + residual
+    y = np.maximum(y, 0) if activation == "relu" else y
+    return y if gate is None else np.where(gate > 0, y, 0)
+
+
+def weight_gradient_last(x, dy, *, kernel, strides, pads, dilations, group):
+    """Tap by tap: the sum over all windows of what lies under the tap, times dy."""
+    n = len(kernel)
+    x = np.pad(x, [(0, 0), *[(max(b, 0), max(e, 0)) for b, e in zip(pads[:n], pads[n:], strict=True)], (0, 0)])
+    x = x[(slice(None), *[slice(max(-b, 0), d + min(e, 0)) for b, e, d in zip(pads[:n], pads[n:], x.shape[1:-1], strict=True)])]
+    cg, mg = x.shape[-1] // group, dy.shape[-1] // group
+    dw = np.zeros((dy.shape[-1], cg, *kernel))
+    for k, at in window_offsets(kernel, dilations):
+        where = [slice(a, a + (c - 1) * s + 1, s) for a, c, s in zip(at, dy.shape[1:-1], strides, strict=True)]
+        seen = x[(slice(None), *where)]
+        for i in range(group):
+            a, b = seen[..., i * cg : (i + 1) * cg], dy[..., i * mg : (i + 1) * mg]
+            dw[(slice(i * mg, (i + 1) * mg), slice(None), *k)] = b.reshape(-1, mg).T @ a.reshape(-1, cg)
+    return dw
+
+
+def gradient_case(x, m, kernel, strides, pads, dilations, group=1):
+    """x: [N, spatial…, C]; m: output channels."""
+    n = len(kernel)
+    counts = [(d + pads[i] + pads[n + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i, d in enumerate(x[1:-1])]
+    attrs = {"kernel": kernel, **geometry(strides, pads, dilations, group)}
+    inputs = [f32(*x), f32(x[0], *counts, m)]
+    # Sums of hundreds of numbers that nearly cancel.
+    return Case("conv_weight_gradient_channels_last", inputs, attrs, weight_gradient_last, tolerance=(1e-4, 1e-4))
+
+
+def spread_case(x, w, *attrs, extra, finish=(), constants=()):
+    """x: [N, spatial…, C]. finish: bias, residual, gate, relu."""
+    attributes = {**geometry(*attrs), "output_padding": extra}
+    shape = conv_transpose_last(np.zeros(x), np.zeros(w), **attributes).shape
+    more = [f32(*s) if k in finish else None for k, s in (("bias", shape[-1:]), ("residual", shape), ("gate", shape))]
+    attributes |= {"activation": "relu"} if "relu" in finish else {}
+    tolerance = (2e-5, 1e-5)
+    inputs = [f32(*x), f32(*w), *more]
+    return Case(
+        "conv_transpose_channels_last", inputs, attributes, conv_transpose_last, tolerance=tolerance, constants=constants
+    )
+
+
 integers = np.arange(2 * 3 * 5 * 4, dtype=np.int32).reshape(2, 3, 5, 4)
 
 CASES = [
@@ -163,5 +220,52 @@ CASES = [
             ((1, 2, 9), (3,), (4,), (0, 0), (1,)),
             ((0, 2, 4, 4), (2, 2), (1, 1), (0,) * 4, (1, 1)),
         )
+    ],
+    # Forms that kernels with channels last tell apart: few channels and many taps, strips and panels that are not full, groups,
+    # one dimension, lines longer than a block, cropped edges.
+    *[
+        gradient_case(*row)
+        for row in (
+            ((2, 9, 10, 3), 20, (5, 5), (2, 2), (2, 2, 2, 2), (1, 1)),
+            ((2, 7, 7, 20), 40, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+            ((2, 8, 9, 13), 5, (3, 2), (2, 1), (1, 0, 0, 1), (2, 3)),
+            ((1, 6, 6, 16), 32, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+            ((2, 6, 5, 24), 36, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 3),
+            ((2, 6, 5, 8), 16, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 8),
+            ((2, 9, 8, 19), 19, (3, 3), (2, 1), (1, 1, 1, 1), (1, 2), 19),
+            ((2, 9, 8, 16), 16, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1), 16),
+            ((1, 6, 7, 8), 8, (3, 3), (1, 1), (-1, 1, 0, 2), (1, 1)),
+            ((1, 6, 7, 2), 8, (3, 3), (1, 1), (1, -1, 0, 2), (1, 1)),
+            ((2, 700, 4), 6, (5,), (1,), (2, 2), (1,)),
+            ((1, 1300, 7), 3, (4,), (2,), (0, 3), (3,)),
+            ((1, 2, 300, 2), 17, (1, 3), (1, 1), (0, 1, 0, 1), (1, 1)),
+        )
+    ],
+    *[
+        spread_case(*row, extra=extra, finish=finish)
+        for *row, extra, finish in (
+            ((2, 5, 6, 9), (9, 20, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, (0, 0), ("residual", "gate")),
+            ((2, 5, 6, 9), (9, 20, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1, (1, 1), ("bias", "residual", "gate")),
+            ((1, 4, 5, 8), (8, 12, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 1, (1, 0), ("residual",)),
+            ((1, 4, 5, 6), (6, 4, 3, 4), (2, 3), (1, 2, 0, 1), (3, 2), 2, (0, 1), ("relu",)),
+            ((2, 5, 4, 11), (11, 1, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 11, (0, 0), ()),
+            ((2, 5, 4, 11), (11, 1, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 11, (1, 0), ("bias", "gate")),
+            ((1, 4, 5, 30), (30, 1, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1, (1, 1), ()),
+            ((1, 3, 3, 4), (4, 3, 2, 2), (3, 3), (0, 0, 0, 0), (1, 1), 1, (0, 0), ("bias",)),
+            ((1, 5, 5, 4), (4, 3, 3, 3), (1, 1), (0, -1, -2, 0), (1, 1), 1, (0, 0), ()),
+            ((2, 40, 5), (5, 7, 4), (3,), (1, 2), (1,), 1, (1,), ("residual",)),
+        )
+    ],
+    spread_case((2, 5, 6, 9), (9, 20, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), extra=(1, 1), constants=(1,)),
+    *[
+        Case(
+            "conv_channels_last",
+            [f32(2, 7, 30, 8), f32(12, 8 // group, *kernel), None, f32(2, 7, 30, 12), f32(2, 7, 30, 12)],
+            {**geometry((1, 1), tuple(k // 2 for k in kernel) * 2, (1, 1), group), "activation": activation},
+            conv_last,
+            tolerance=(2e-5, 1e-5),
+            name=f"gate-{group}-{kernel[0]}-{activation}",
+        )
+        for group, kernel, activation in ((1, (3, 3), ""), (4, (3, 3), "relu"), (1, (1, 1), ""))
     ],
 ]

@@ -184,6 +184,20 @@ CASES = [
             (lambda v: v / (1 + np.exp(-1.5 * v)))(np.where(x < 0, 0.1 * x, x))
         ),
     ),
+    Case(
+        "pointwise",
+        [f32(2, 5, 30, 40), f32(5, 1, 1), f32(2, 1, 30, 1), f32(2, 5, 1, 1)],
+        chain(("mul", (0, 1)), ("add", (4, 2)), ("sub", (5, 3))),
+        lambda x, y, z, w, program: x * y + z - w,
+        name="channels",
+    ),
+    Case(
+        "pointwise_many",
+        [f32(3, 900), f32(3, 900, low=0.5, high=2.0), f32()],
+        {**chain(("mul", (0, 2)), ("add", (3, 1)), ("sqrt", (1,)), ("sub", (0, 5)), ("less", (3, 4))), "results": (1, 3, 4)},
+        lambda x, y, z, program, results: (x * z + y, x - np.sqrt(y), x * z < x * z + y),
+        name="several",
+    ),
     *[
         # Of so many elements, some lie where roundings jump.
         Case("pointwise", [f32(2050, low=0.1, high=3.0)], chain((name, (0,))), function, name=name, gradient=name not in JUMPS)

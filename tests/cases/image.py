@@ -152,7 +152,9 @@ CASES = [
             (False, True),
         )
     ],
+    Case("depth_to_space", [f32(2, 12, 2, 3)], {"block": 2}, depth_to_space),
     Case("depth_to_space", [f32(0, 4, 2, 3)], {"block": 2}, depth_to_space),
+    Case("space_to_depth", [f32(2, 3, 4, 6)], {"block": 2, "depth_first": False}, space_to_depth),
     Case("space_to_depth", [f32(2, 0, 4, 4)], {"block": 4}, space_to_depth),
     Case(
         "deform_conv",

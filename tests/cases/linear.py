@@ -34,6 +34,12 @@ def cofactors(x):
     return result
 
 
+def cofactor_slopes(x, h):
+    """Differences, which are exact for polynomials if there are enough of them: here up to the fourth order."""
+    weights = {1: 2 / 3, 2: -1 / 12}
+    return sum(w * (cofactors(x + step * h) - cofactors(x - step * h)) for step, w in weights.items())
+
+
 singular = np.array([[1, 2, 3], [2, 4, 6], [0, 1, 5]], np.float32)
 
 CASES = [
@@ -46,10 +52,15 @@ CASES = [
         Case("det", [f32(*s)], {}, np.linalg.det, FLOATS, tolerance=(3e-2, 2e-2))
         for s in ((3, 3), (2, 3, 3), (0, 2, 2), (1, 1))
     ],
+    Case("det", [singular], {}, np.array(0.0), tolerance=(0, 1e-5), name="singular"),
     Case("matmul", [np.array([[1, 2], [3, 2**31]], np.uint32), np.array([[4], [2]], np.uint32)], {}, np.array([[8], [12]])),
     *[Case("inverse", [f32(*s) + 5 * np.eye(3, dtype=np.float32)], {}, np.linalg.inv, FLOATS) for s in ((3, 3), (2, 3, 3))],
     *[Case("cofactors", [f32(*s) + 3 * np.eye(3, dtype=np.float32)], {}, cofactors, FLOATS) for s in ((3, 3), (2, 3, 3))],
-    Case("cofactors", [singular], {}, cofactors, tolerance=(1e-5, 1e-5), gradient=False, name="singular"),
-    Case("cofactors", [np.zeros((2, 2), np.float32)], {}, cofactors, gradient=False, name="zero"),
+    Case("cofactors", [singular], {}, cofactors, tolerance=(1e-5, 1e-5), name="singular"),
+    Case("cofactors", [np.zeros((2, 2), np.float32)], {}, cofactors, name="zero"),
     Case("cofactors", [np.full((2, 1, 1), 3, np.float32)], {}, np.ones((2, 1, 1))),
+    *[
+        Case("cofactor_slopes", [x, f32(*x.shape)], {}, cofactor_slopes, FLOATS, tolerance=(3e-2, 2e-2))
+        for x in (singular, f32(2, 3, 3), f32(4, 4), f32(2, 2), np.zeros((3, 3), np.float32), f32(2, 1, 1))
+    ],
 ]

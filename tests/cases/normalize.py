@@ -45,6 +45,15 @@ def batch_norm_training(x, scale, bias, mean, var, epsilon=1e-5, momentum=0.9):
     return y, mean * momentum + m * (1 - momentum), var * momentum + v * (1 - momentum), m, v
 
 
+def batch_norm_gradient(dy, x, scale, mean, var, axis=1, epsilon=1e-5):
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    scale, mean, var = (np.moveaxis(p.reshape(-1, *[1] * (x.ndim - 1)), 0, axis) for p in (scale, mean, var))
+    r = 1 / np.sqrt(var + epsilon)
+    n = (x - mean) * r
+    dx = scale * r * (dy - dy.mean(others, keepdims=True) - n * (dy * n).mean(others, keepdims=True))
+    return dx, (dy * n).sum(others), dy.sum(others)
+
+
 def group_norm(x, scale, bias, groups=None, epsilon=1e-5):
     rows = x.reshape(x.shape[0], groups or x.shape[1], -1)
     y = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + epsilon)
@@ -92,6 +101,23 @@ CASES = [
     Case("batch_norm", [f32(0, 3, 2), *statistics(3)], {}, batch_norm, FLOATS),
     *[Case("batch_norm_training", [f32(*s), *statistics(3)], {}, batch_norm_training, FLOATS[:2]) for s in ((4, 3, 5), (8, 3))],
     Case("batch_norm_training", [f32(4, 3, 5), *statistics(3)], {"momentum": 0.5, "epsilon": 0.1}, batch_norm_training),
+    *[
+        Case(
+            "batch_norm_gradient",
+            [f32(*s), f32(*s), *statistics(s[axis])[1:]],
+            {"axis": axis, "epsilon": e},
+            batch_norm_gradient,
+            t,
+            tolerance=(1e-4, 1e-4) if s[0] == 3 else None,  # hundreds of numbers of either sign
+        )
+        for s, axis, e, t in (
+            ((4, 3, 5), 1, 1e-5, FLOATS[:2]),
+            ((2, 3, 4, 5), 3, 0.1, FLOATS[:2]),
+            ((70, 5), 1, 1e-5, FLOATS[1:2]),
+            ((3, 20, 11, 37), 3, 1e-5, FLOATS[1:2]),
+            ((2, 3, 4, 5), 2, 1e-5, FLOATS[1:2]),
+        )
+    ],
     Case("group_norm", [f32(2, 6, 4, 3), f32(6), f32(6)], {"groups": 3}, group_norm, FLOATS),
     Case("group_norm", [f32(2, 6), f32(6), f32(6)], {"groups": 2, "epsilon": 0.1}, group_norm, FLOATS),
     Case("group_norm", [f32(0, 6, 2), f32(6), f32(6)], {"groups": 2}, lambda x, *_, **__: x),

@@ -1,6 +1,7 @@
 """Rows for ops/pool.py."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def max_pool_with_indices(x, column_major=False, **windows):
         valid = [np.dot(p, order) for p, v in at if v]
         return np.array(valid)[inside(x, at).argmax(0)]
 
-    places = pooled(x.astype(np.int64), lambda at: 0, **windows)
+    places = pooled(np.zeros(x.shape, np.int64), lambda at: 0, **windows)
     for o, at in each_window(x, **windows):
         places[(slice(None), slice(None), *o)] = place(at)
     image = np.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], *[1] * len(spatial))
@@ -75,6 +76,26 @@ def average_pool_gradient(dy, spatial, **attrs):
     return dx
 
 
+def max_pool_gradient(dy, x, **windows):
+    """Each element of dy, where max_pool_with_indices finds the window's maximum."""
+    dx = np.zeros(x.size)
+    np.add.at(dx, max_pool_with_indices(x, **windows)[1].ravel(), dy.ravel())
+    return dx.reshape(x.shape)
+
+
+def last(function):
+    """An oracle for channels last from one for channels first."""
+
+    def oracle(*arrays, **attrs):
+        return np.moveaxis(function(*[np.moveaxis(a, -1, 1) for a in arrays], **attrs), 1, -1)
+
+    return oracle
+
+
+def turned(x):
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+
+
 def lp_pool(x, p=2, **windows):
     return pooled(x, lambda at: (abs(inside(x, at)) ** p).sum(0) ** (1 / p), **windows)
 
@@ -93,6 +114,13 @@ GEOMETRIES = [
 ]
 EMPTY = [((0, 3, 4, 4), (0, 3, 3, 3)), ((2, 0, 4, 4), (2, 0, 3, 3)), ((2, 3, 0, 4), (2, 3, 0, 3))]
 rng = np.random.default_rng(1)
+
+
+def apart(*shape):
+    """Numbers no two of which are close, so that differences do not step across where another becomes the maximum."""
+    return (rng.permutation(math.prod(shape)).reshape(shape) / 64).astype(np.float32)
+
+
 x_int8 = rng.integers(-128, 128, (2, 2, 5, 5), np.int8)
 with_nan = f32(1, 1, 4, 4)
 with_nan[0, 0, 1, 2] = np.nan
@@ -162,6 +190,45 @@ CASES = [
             ((2, 0, 2, 2), (3, 3), windows((2, 2), (1, 1))),
         )
         for c in (False, True)
+    ],
+    *[
+        Case("max_pool_gradient", [f32(*max_pool(np.zeros(s), **w).shape), f32(*s)], w, max_pool_gradient, FLOATS)
+        for s, w in GEOMETRIES
+    ],
+    *[
+        Case(
+            "max_pool_gradient_channels_last",
+            [turned(f32(*max_pool(np.zeros(s), **w).shape)), turned(apart(*s))],
+            w,
+            last(max_pool_gradient),
+        )
+        for s, w in (*GEOMETRIES, ((2, 21, 7, 8), windows((3, 3), (2, 2), (1, 1, 1, 1))))
+    ],
+    Case(
+        "max_pool_gradient",
+        [f32(1, 9, 2, 2), np.zeros((1, 9, 4, 4), np.float32)],
+        windows((3, 3), (2, 2), (1, 1, 1, 1)),
+        max_pool_gradient,
+        name="ties",
+        gradient=False,
+    ),
+    Case(
+        "max_pool_gradient_channels_last",
+        [f32(1, 2, 2, 9), np.full((1, 4, 4, 9), -np.inf, np.float32)],
+        windows((3, 3), (2, 2), (1, 1, 1, 1)),
+        last(max_pool_gradient),
+        name="infinite",
+        gradient=False,
+    ),
+    *[
+        Case(
+            "average_pool_gradient_channels_last",
+            [turned(f32(*average_pool(np.zeros(s), counted, **w).shape))],
+            {"spatial": s[2:], **w, "counted": counted},
+            last(average_pool_gradient),
+        )
+        for s, w in (*GEOMETRIES[:3], ((2, 21, 7, 8), windows((3, 3), (2, 2), (1, 1, 1, 1))))
+        for counted in ((0,) * len(w["pads"]), w["pads"])
     ],
     *[
         Case("lp_pool", [f32(*s)], {**w, "p": p}, lp_pool, FLOATS)

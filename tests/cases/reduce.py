@@ -14,6 +14,12 @@ with_nan = np.array([[1, np.nan], [2, 3]], np.float32)
 tenths = np.full(5000, 0.1, np.float32)
 bytes_ = np.array([[250, 7, 3], [9, 1, 255]], np.uint8)
 
+late = np.append(np.ones(40000, np.float32), -np.inf).astype(np.float32)
+
+
+def finite(*xs):
+    return np.array(all(np.isfinite(x.astype(float)).all() for x in xs))
+
 
 def over(reduce, **extra):
     return lambda x, axes, keepdims=False: reduce(x, axis=axes, keepdims=keepdims, **extra)
@@ -50,6 +56,9 @@ big_sums = np.array([1e4 + math.log(2), -1e4 + math.log(2), -np.inf, np.inf])
 
 CASES = [
     *[Case("reduce_log_sum_exp", [f32(*s)], {"axes": a}, log_sum_exp, FLOATS) for s, a in AXES],
+    Case("all_finite", [f32(3, 4), f32(), f32(2, 0), f32(40000)], {}, finite, FLOATS, gradient=False),
+    Case("all_finite", [f32(3, 4), with_nan], {}, finite, gradient=False, name="nan"),
+    Case("all_finite", [f32(40000), late], {}, finite, gradient=False, name="infinite"),
     Case("reduce_log_sum_exp", [big], {"axes": (1,)}, big_sums, gradient=False, name="large"),
     Case("reduce_log_sum_exp", [x], {"axes": (2, 0), "keepdims": True}, log_sum_exp),
     *[Case("reduce_log_sum", [f32(*s, low=0.1)], {"axes": a}, log_sum, FLOATS) for s, a in AXES],

@@ -156,6 +156,9 @@ CASES = [
     # Where a feature is compared with a split, scores jump.
     Case("tree_ensemble", [X, *TREES, TARGETS, WEIGHTS], {"depth": 2, "n_targets": 3}, ensemble, FLOATS, gradient=False),
     Case(
+        "tree_ensemble", [X + np.float32(0.1), *TREES, TARGETS, WEIGHTS], {"depth": 2, "n_targets": 3}, ensemble, name="between"
+    ),
+    Case(
         "tree_ensemble",
         [GAPS, *TREES, TARGETS, WEIGHTS, None, MISSING],
         {"depth": 2, "n_targets": 3, "aggregate": "max"},
