@@ -39,20 +39,27 @@ def add_lora(
     A is drawn as torch.nn.Linear draws its weights, B starts at zero, so that the model computes what it did.
     Source: Hu et al. 2021.
     """
+    chosen = _chosen(model.origin.projections(), [targets] if isinstance(targets, str) else list(targets))
+    return _put_beside(model, chosen, rank, alpha, dropout, seed)
+
+
+def _put_beside(
+    model: Model, places: Sequence[Projection], rank: int, alpha: float, dropout: float, seed: int = 0
+) -> tuple[str, ...]:
     if rank < 1 or not 0 <= dropout < 1:
         raise InputError(f"rank={rank}, dropout={dropout}: at least 1, and in [0, 1)")
-    chosen = _chosen(model.origin.projections(), [targets] if isinstance(targets, str) else list(targets))
-    if dropout and (plain := [p.name for p in chosen if not p.beside]):
+    if dropout and (plain := [p.name for p in places if not p.beside]):
         raise InputError(f"dropout needs a product of its own for each weight, which {plain[0]!r} is not; leave it at 0")
     rng = np.random.default_rng(seed)
-    for at in chosen:
+    for at in places:
         dtype = model.params[at.weight].dtype
-        n = math.prod(at.operand)
-        a = (rng.uniform(-1, 1, (rank, *at.operand)) / math.sqrt(n)).astype(dtype)
+        a = (rng.uniform(-1, 1, (rank, *at.operand)) / math.sqrt(math.prod(at.operand))).astype(dtype)
         b = np.zeros((at.outputs, rank, *[1] * (len(at.operand) - 1)), dtype)
         model.origin.attach(at, a, b, alpha / rank, dropout)
+    names = [p.name for p in places]
+    model.adaptations.append({"call": "add_lora", "layers": names, "rank": rank, "alpha": alpha, "dropout": dropout})
     model.follow_origin()
-    return tuple([p.name for p in chosen])
+    return tuple(names)
 
 
 def _chosen(projections: Sequence[Projection], patterns: Sequence[str]) -> list[Projection]:
@@ -80,6 +87,7 @@ def merge_lora(model: Model) -> None:
     model.origin.detach()
     for name, array in merged.items():
         model.params[name] = array
+    model.adaptations.append({"call": "merge_lora"})
     model.follow_origin()
 
 
@@ -128,12 +136,12 @@ def load_lora(model: Model, path: str | os.PathLike[str], *, alpha: float | None
     except CheckpointError as error:
         error.at(file)
         raise
-    for name, (at, a, b, scale) in found.items():
+    for name, (at, a, b, own) in found.items():
         there = model.origin.grafts.get(name)
         if there is None:
-            model.origin.attach(at, a, b, scale, 0.0)
-        else:
-            model.params[there.a], model.params[there.b] = a, b
+            _put_beside(model, [at], len(a), own, 0.0)
+            there = model.origin.grafts[name]
+        model.params[there.a], model.params[there.b] = a, b
     model.follow_origin()
     return tuple(found)
 
@@ -160,7 +168,7 @@ Term = tuple[Projection, np.ndarray, np.ndarray, float]
 
 
 def _terms(model: Model, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], alpha: float | None) -> dict[str, Term]:
-    """Where each pair of factors belongs, in the weight's element type, and its scale."""
+    """Where each pair of factors belongs, in the weight's element type, and its alpha."""
     places = {p.name: p for p in model.origin.projections()} | {n: t.at for n, t in model.origin.grafts.items()}
     found: dict[str, Term] = {}
     for key, a in arrays.items():
@@ -178,10 +186,9 @@ def _terms(model: Model, arrays: Mapping[str, np.ndarray], config: Mapping[str, 
         if own is None:
             raise CheckpointError(f"neither the file nor {CONFIG} beside it says alpha; pass alpha=")
         there, dtype = model.origin.grafts.get(stem), model.params[at.weight].dtype
-        scale = float(own) / len(a)
-        if there is not None and (there.scale != scale or model.params[there.a].shape != a.shape):
+        if there is not None and (there.scale != float(own) / len(a) or model.params[there.a].shape != a.shape):
             raise CheckpointError(f"{stem!r} has a term of another rank or scale; merge_lora or load the model anew")
-        found[stem] = at, a.astype(dtype), b.astype(dtype), scale
+        found[stem] = at, a.astype(dtype), b.astype(dtype), float(own)
     return found
 
 
@@ -201,5 +208,28 @@ def replace_head(
     label = name or taken.layer or "head"
     model.origin.replace_head(output, taken, label, w if taken.matrix else np.ascontiguousarray(w.T), b)
     model.heads = (*model.heads, f"{label}.weight", f"{label}.bias")
+    model.adaptations.append({"call": "replace_head", "output": output, "features": features, "name": label})
     model.follow_origin()
     return label
+
+
+def readapt(model: Model, adaptations: Sequence[Mapping[str, Any]]) -> None:
+    """Give a model the structure that another of the same file has been given; new weights start as they happen to.
+
+    Raises CheckpointError where that cannot be known from the structure, or the model is of another file.
+    """
+    for adaptation in adaptations:
+        arguments = dict(adaptation)
+        call = arguments.pop("call", None)
+        try:
+            if call == "replace_head":
+                replace_head(model, **arguments, init="zeros")
+            elif call == "add_lora":
+                places = {p.name: p for p in model.origin.projections()}
+                _put_beside(model, [places[layer] for layer in arguments.pop("layers")], **arguments)
+            elif call == "merge_lora":
+                raise CheckpointError("low-rank terms were merged before the training; start from a model saved after that")
+            else:
+                raise CheckpointError(f"the model was changed by {call!r}, which this version does not know")
+        except (InputError, KeyError, TypeError) as error:
+            raise CheckpointError(f"the model cannot be changed as the trained one was: {error}") from error

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import flamert as fr
 from flamert import safetensors
+from flamert.adapters import readapt
 from flamert.errors import CheckpointError, InputError
 from tests import training_models as models
 
@@ -221,6 +222,87 @@ def test_a_head_goes_with_what_follows_it():
     assert found["y"].shape == (3, 3) and not found["s"].any() and found["s"].shape == (3, 2)
 
 
+def in_parts(shifted):
+    """A softmax over a Gemm as JAX's exporter writes it: exp(x − max x) / Σ, spread by Reshape and Expand."""
+    weights = {
+        "w": floats(4, 6),
+        "b": floats(4),
+        "least": np.float32(-1e9),
+        "columns": np.array([-1, 1]),
+        "ones": np.array([1]),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["logits"], transB=1),
+        helper.make_node("ReduceMax", ["logits", "ones"], ["top"], keepdims=0),
+        helper.make_node("Max", ["least", "top"], ["bounded"]),
+        helper.make_node("Reshape", ["bounded", "columns"], ["column"]),
+        helper.make_node("Shape", ["logits"], ["size"]),
+        helper.make_node("Expand", ["column", "size"], ["spread"]),
+        helper.make_node("Sub", ["logits", "spread"], ["shifted"]),
+        helper.make_node("Exp", ["shifted" if shifted else "logits"], ["power"]),
+        helper.make_node("ReduceSum", ["power", "ones"], ["total"], keepdims=1),
+        helper.make_node("Div", ["power", "total"], ["y"]),
+    ]
+    nodes = nodes if shifted else [nodes[0], *nodes[7:]]
+    return models.built(nodes, {"x": (models.FLOAT, ["N", 6])}, {"y": (models.FLOAT, ["N", 4])}, weights, 18)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_a_softmax_in_parts_goes_with_the_head(shifted, tmp_path):
+    model = fr.load(in_parts(shifted), device="cpu")
+    assert model.replace_head("y", 3, name="fresh") == "fresh"
+    x = floats(2, 6)
+    want = x @ model.params["fresh.weight"].T + model.params["fresh.bias"]
+    np.testing.assert_allclose(model.run({"x": x})["y"], want, rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "new.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "new.onnx").graph.node] == ["Gemm"]
+
+
+def test_division_by_another_sum_is_no_softmax():
+    proto = in_parts(False)
+    proto.graph.node[2].input[0] = "logits"
+    model = fr.load(proto, device="cpu")
+    model.replace_head("y", 3)
+    assert model.params["head.weight"].shape == (4, 3)
+
+
+def test_a_head_whose_weight_is_stored_as_integers(tmp_path):
+    weights = {"codes": rng.integers(-100, 100, (6, 4)).astype(np.int8), "scale": np.float32(0.01), "rows": np.array([-1, 4])}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Reshape", ["m", "rows"], ["r"]),
+        helper.make_node("Softmax", ["r"], ["y"]),
+    ]
+    model = fr.load(
+        models.built(nodes, {"x": (models.FLOAT, ["N", 6])}, {"y": (models.FLOAT, ["N", 4])}, weights), device="cpu"
+    )
+    model.replace_head("y", 3, name="fresh")
+    assert set(model.params) == {"fresh.weight", "fresh.bias"}
+    x = floats(2, 6)
+    want = x @ model.params["fresh.weight"] + model.params["fresh.bias"]
+    np.testing.assert_allclose(model.run({"x": x})["y"], want, rtol=1e-5, atol=1e-6)
+    fr.Trainer(model, "cross_entropy", fr.optim.SGD(1e-2)).step(x, np.array([0, 2]))
+    model.save(tmp_path / "new.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "new.onnx"), full_check=True)
+
+
+def test_weights_that_branches_read_too_get_no_term():
+    def branch(*nodes):
+        return helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)])
+
+    inside = branch(helper.make_node("MatMul", ["h", "w"], ["z"]))
+    outside = branch(helper.make_node("Identity", ["h"], ["z"]))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=inside, else_branch=outside),
+    ]
+    ends = {"x": (TensorProto.FLOAT, ["N", 4]), "c": (TensorProto.BOOL, [])}
+    proto = models.built(nodes, ends, {"y": (TensorProto.FLOAT, ["N", 4])}, {"w": floats(4, 4)})
+    with pytest.raises(InputError, match="fits 'w'"):
+        fr.load(proto, device="cpu").add_lora("w")
+
+
 def test_a_head_behind_a_backbone(tmp_path):
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     proto = models.built(nodes, {"x": (TensorProto.FLOAT, ["N", 6])}, {"y": (TensorProto.FLOAT, ["N", 6])}, {})
@@ -238,3 +320,26 @@ def test_a_head_behind_a_backbone(tmp_path):
         model.replace_head("z", 4)
     with pytest.raises(InputError, match="before low-rank"):
         model.replace_head("y", 4)
+
+
+def test_a_model_gets_the_structure_of_another():
+    model = fr.load(everything(), device="cpu")
+    model.replace_head("y", 2, name="fresh")
+    model.add_lora(["a", "stem"], rank=3, alpha=5)
+    twin = fr.load(everything(), device="cpu")
+    readapt(twin, json.loads(json.dumps(model.adaptations)))
+    assert set(twin.params) == set(model.params) and twin.adapted == model.adapted and twin.outputs == model.outputs
+    for name in model.params:
+        twin.params[name] = model.params[name]
+    np.testing.assert_array_equal(twin.run({"x": X})["y"], model.run({"x": X})["y"])
+    model.merge_lora()
+    with pytest.raises(CheckpointError, match="merged before"):
+        readapt(fr.load(everything(), device="cpu"), model.adaptations)
+    for unfit in (
+        {"call": "replace_head", "output": "nowhere", "features": 2, "name": "x"},
+        {"call": "add_lora", "layers": ["nowhere"], "rank": 1, "alpha": 1, "dropout": 0},
+        {"call": "replace_head", "size": 2},
+        {"call": "sing"},
+    ):
+        with pytest.raises(CheckpointError):
+            readapt(fr.load(everything(), device="cpu"), [unfit])

@@ -18,9 +18,8 @@ def model(tmp_path):
     return str(path)
 
 
-@pytest.fixture
-def flamert(capsys):
-    """Run a command in this process; returns exit code, stdout, stderr."""
+def runner(capsys):
+    """Runs a command in this process; returns exit code, stdout, stderr."""
 
     def run(*arguments):
         capsys.readouterr()
@@ -30,6 +29,11 @@ def flamert(capsys):
         return ended.value.code, said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def flamert(capsys):
+    return runner(capsys)
 
 
 def good(result):

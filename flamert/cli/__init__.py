@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from flamert.cli import bench, info, ops, profile, run, verify, view
+from flamert.cli import bench, checkpoint, export, finetune, info, ops, profile, run, verify, view
 from flamert.errors import FlamertError
 
 
@@ -41,13 +41,13 @@ def _fail(message: str, code: int) -> None:
 
 app = App(
     name="flamert",
-    help="Load, run, check and measure ONNX models.",
+    help="Load, run, check, measure and fine-tune ONNX models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (info, run, verify, bench, profile, view, ops):
+for _module in (info, run, verify, bench, profile, view, ops, finetune, export, checkpoint):
     app.command(_module.__name__.rpartition(".")[2])(_module.command)
 
 
