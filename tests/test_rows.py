@@ -7,6 +7,7 @@ from flamert import dtypes, ops
 from flamert import graph as g
 from flamert.grad import grad
 from flamert.graph import Graph, TensorType
+from flamert.ops.cuda import pool
 from flamert.ops.cuda.emit_rows import rows_kernel, schedule, shape_of
 from flamert.ops.cuda.pointwise import elementwise, value_types
 from flamert.ops.cuda.reduce import layout_of, source
@@ -187,3 +188,10 @@ def test_a_gpu_reduces(name, dtype, shape, axes):
     assert got[0].tobytes() == got[1].tobytes() == got[2].tobytes()
     tolerance = {2: 2e-2, 4: 1e-4, 8: 1e-12}[dtype.itemsize]
     np.testing.assert_allclose(got[0].astype(np.float64), want.astype(np.float64), rtol=tolerance, atol=tolerance * 30)
+
+
+@pytest.mark.parametrize("dtype", ["float", "__half", "__nv_bfloat16"])
+def test_pools_compile(dtype):
+    lib, include = nvrtc()
+    compile_source(lib, include, pool.forward(dtype))
+    compile_source(lib, include, pool.backward(dtype))

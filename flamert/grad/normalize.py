@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flamert import ops
-from flamert.grad.elementwise import widened
+from flamert.grad.elementwise import wide, widened
 from flamert.grad.registry import gradient
 from flamert.graph import Value
+from flamert.ops.reduce import cast_like
 from flamert.ops.shape import narrow
 
 
@@ -81,6 +82,31 @@ def _(dy: Any, y: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any, *, ep
     factor = scale * r
     total, moment = _by_channel(dy), _by_channel(dy * (x - channels(mean, x)))
     return dy * channels(factor, x), moment * r, total, -factor * total, moment * factor * r * r * -0.5
+
+
+@gradient(ops.batch_norm_training)
+def _(dy: Any, y: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any, *, epsilon: float, momentum: float) -> Any:
+    """From y as in batch_norm_gradient; from the statistics dx = dm / n + 2 (x − m) · dv / n"""
+    x, drunning, dbatch = wide(x), dy[1:3], dy[3:]
+    m, v = (cast_like(p, x) for p in y[3:])
+    dx = dscale = dbias = None
+    if dy[0] is not None:
+        dx, dscale, dbias = ops.batch_norm_gradient(wide(dy[0]), x, cast_like(scale, x), m, v, epsilon=epsilon)
+    count = max(1, x.type.size // max(1, x.shape[1]))
+    for d, slope in zip(_to_statistics(drunning, dbatch, x, momentum), (1.0, (x - channels(m, x)) * 2), strict=True):
+        if d is not None:
+            part = ops.expand(channels(d / count, x), shape=x.shape) * slope
+            dx = part if dx is None else dx + part
+    return dx, dscale, dbias, *[None if d is None else d * momentum for d in drunning]
+
+
+def _to_statistics(drunning: Any, dbatch: Any, x: Value, momentum: float) -> list[Value | None]:
+    """What flows to the batch's mean and variance, from themselves and from what keeps them."""
+    totals: list[Value | None] = []
+    for running, batch in zip(drunning, dbatch, strict=True):
+        parts = [*([] if running is None else [running * (1 - momentum)]), *([] if batch is None else [batch])]
+        totals.append(cast_like(sum(parts[1:], parts[0]), x) if parts else None)
+    return totals
 
 
 @gradient(ops.group_norm)

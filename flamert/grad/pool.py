@@ -12,43 +12,34 @@ from flamert import graph as g
 from flamert.grad.registry import Missing, gradient
 from flamert.graph import Value
 from flamert.ops.pool import divisors
-from flamert.ops.windows import extent
+from flamert.ops.pool_gradient import overlap, to_places
 
 
-def to_places(dy: Value, places: Value, shape: tuple[int, ...], overlapping: bool = True) -> Value:
-    """Zeros of `shape` with dy's elements added at `places` of the flattened result."""
-    if not overlapping:
-        return ops.max_unpool(dy, places, shape=shape)
-    size = math.prod(shape)
-    zeros = ops.expand(g.constant(np.zeros(1, dy.dtype)), shape=(size,))
-    count = (dy.type.size,)
-    updates, at = ops.reshape(dy, shape=count), ops.reshape(places, shape=count)
-    return ops.reshape(ops.scatter_elements(zeros, at, updates, axis=0, reduction="add"), shape=shape)
+def _some_empty(x: Value, counts: tuple[int, ...], windows: dict[str, Any]) -> bool:
+    """Whether a window lies in the padding altogether."""
+    inside = divisors(x.shape[2:], counts, **windows, counted=(0,) * 2 * len(counts))
+    return any((n == 0).any() for n in inside)
 
 
-def _to_maxima(dy: Value, places: Value, x: Value, windows: dict[str, Any], column_major: bool) -> Value | Missing:
-    counts = dy.shape[2:]
-    if any((inside == 0).any() for inside in divisors(x.shape[2:], counts, **windows, counted=(0,) * 2 * len(counts))):
-        return Missing("some windows lie in the padding altogether")
-    reach = extent(windows["kernel"], windows["dilations"])
-    overlapping = any(s < e for s, e in zip(windows["strides"], reach, strict=True))
-    if not column_major:
-        return to_places(dy, places, x.shape, overlapping)
-    turned = to_places(dy, places, (*x.shape[:2], *x.shape[:1:-1]), overlapping)
-    return ops.transpose(turned, perm=(0, 1, *range(x.rank - 1, 1, -1)))
+EMPTY = Missing("some windows lie in the padding altogether")
 
 
 @gradient(ops.max_pool)
 def _(dy: Any, y: Any, x: Any, **windows: Any) -> Any:
     """dx[place of y[o]] += dy[o]; the first of equals takes all."""
-    _, places = ops.max_pool_with_indices(x, **windows)
-    return _to_maxima(dy, places, x, windows, column_major=False)
+    return EMPTY if _some_empty(x, y.shape[2:], windows) else ops.max_pool_gradient(dy, x, **windows)
 
 
 @gradient(ops.max_pool_with_indices)
 def _(dy: Any, y: Any, x: Any, *, column_major: bool, **windows: Any) -> Any:
     """dx[place of y[o]] += dy[o]; the first of equals takes all."""
-    return _to_maxima(dy[0], y[1], x, windows, column_major)
+    if _some_empty(x, y[0].shape[2:], windows):
+        return EMPTY
+    overlapping = overlap(windows["kernel"], windows["strides"], windows["dilations"])
+    if not column_major:
+        return to_places(dy[0], y[1], x.shape, overlapping)
+    turned = to_places(dy[0], y[1], (*x.shape[:2], *x.shape[:1:-1]), overlapping)
+    return ops.transpose(turned, perm=(0, 1, *range(x.rank - 1, 1, -1)))
 
 
 @gradient(ops.max_unpool)

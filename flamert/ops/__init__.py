@@ -10,7 +10,9 @@ from flamert.ops.op import OPS, Kernel, Op, composite, kernel, op
 FAMILIES = (
     "activation",
     "attention",
+    "batch_norm",
     "cast",
+    "channels_last",
     "conv",
     "deform",
     "einsum",
@@ -29,6 +31,7 @@ FAMILIES = (
     "order",
     "pointwise",
     "pool",
+    "pool_gradient",
     "quantize",
     "random",
     "recurrent",
@@ -47,6 +50,7 @@ FAMILIES = (
 
 if TYPE_CHECKING:  # the names that an op and a module share mean the op
     attention: Any
+    batch_norm: Any
     cast: Any
     conv: Any
     einsum: Any

@@ -52,7 +52,7 @@ def _apply(node: Node, inputs: Sequence[Any], xp: Any, kernel: Kernel | None) ->
         raise UnsupportedOp(f"{node.op.name} has no reference kernel")
     outs = [xp.empty(t.shape, t.dtype) for t in node.types]
     work = tuple(xp.empty(t.shape, t.dtype) for t in scratch)
-    operands = [xp.ascontiguousarray(a) if kernel.contiguous and a is not None else a for a in inputs]
+    operands = [a if a is None or not kernel.wants_dense(i) else xp.ascontiguousarray(a) for i, a in enumerate(inputs)]
     kernel.thunk(Site(xp, node, work), outs[0] if len(outs) == 1 else tuple(outs), operands)()
     return outs
 

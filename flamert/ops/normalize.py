@@ -1,4 +1,4 @@
-"""Normalisations: softmax and its logarithm, and layer, RMS, batch, group and instance norm."""
+"""Normalisations: softmax and its logarithm, and layer, RMS, group and instance norm. Batch norm has a module of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from flamert.ops.logic import equal, where
 from flamert.ops.op import composite, kernel, op
 from flamert.ops.reduce import accumulating, cast_like, moments, reduce_l1, reduce_l2
 from flamert.ops.rules import axis_in, broadcast, require
-from flamert.ops.shape import reshape
 
 
 def float32_copy(node: Node) -> Sequence[TensorType]:
@@ -161,50 +160,9 @@ def _(xp: Any, out: Any, x: Any, scale: Any = None, *, axis: int, epsilon: float
     _affinely(xp, out, y, scale, None)
 
 
-@op
-def batch_norm(
-    x: TensorType, scale: TensorType, bias: TensorType, mean: TensorType, var: TensorType, *, epsilon: float = 1e-5
-) -> TensorType:
-    """(x − mean) / √(var + ε) · scale + bias, with statistics that are given, for each channel.
-
-    x: floating [N, C, …]. scale, bias, mean, var: floating [C], of any floating type. Returns x's type; half types are
-    computed in float32. Source: ONNX BatchNormalization-15 with training_mode=0, Ioffe & Szegedy 2015.
-    """
-    per_channel(x, scale, bias, mean, var)
-    return x
-
-
-@kernel(batch_norm, workspace=float32_copy)
-def _(xp: Any, out: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any, *, epsilon: float, work: tuple[Any, ...]) -> None:
-    y = work[0] if work else out
-    scale, bias, mean, var = (as_channels(p, y) for p in (scale, bias, mean, var))
-    factor = scale / xp.sqrt(var + y.dtype.type(epsilon))
-    xp.subtract(x, mean, out=y)
-    xp.multiply(y, factor, out=y)
-    xp.add(y, bias, out=out)
-
-
 def as_channels(p: Any, y: Any) -> Any:
     """A [C] array in y's type, shaped to broadcast along y's axis 1."""
     return p.astype(y.dtype, copy=False).reshape(-1, *[1] * (y.ndim - 2))
-
-
-@composite
-def batch_norm_training(
-    x: Any, scale: Any, bias: Any, mean: Any, var: Any, *, epsilon: float = 1e-5, momentum: float = 0.9
-) -> Any:
-    """batch_norm with the batch's own statistics: (y, running mean, running variance, batch mean, batch variance).
-
-    Statistics are over all axes but the channels'; the variance is biased. running = mean · momentum + batch mean ·
-    (1 − momentum), in mean's type; likewise var. x: floating [N, C, …]; the others: floating [C]. Batch statistics are
-    float32 for half types. Source: ONNX BatchNormalization-15 with training_mode=1.
-    """
-    batch = [reshape(m, shape=mean.shape) for m in moments(x, axes=tuple(i for i in range(x.rank) if i != 1))]
-    running = [
-        cast_like(accumulating(old) * momentum + cast_like(new, accumulating(old)) * (1 - momentum), old)
-        for old, new in zip((mean, var), batch, strict=True)
-    ]
-    return batch_norm(x, scale, bias, *batch, epsilon=epsilon), *running, *batch
 
 
 @op

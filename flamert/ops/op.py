@@ -172,7 +172,8 @@ class Kernel:
     function is called once, when a plan is made, as run(site, out, *inputs, **attrs), and returns a callable without
     arguments that does the work each time. `workspace(node)` → types of scratch arrays, handed over as `site.work` to a
     bind kernel and as the keyword `work` to a plain one. `hot`: worth its set-up only in plans that are called often.
-    `contiguous`: the inputs must be C-contiguous. `host`: needs NumPy arrays, on a GPU too (they are copied).
+    `contiguous`: the inputs must be C-contiguous, or those operands whose numbers it names. `host`: needs NumPy arrays, on a
+    GPU too (they are copied).
     """
 
     __slots__ = ("backend", "bind", "contiguous", "host", "hot", "op", "run", "when", "workspace")
@@ -185,12 +186,16 @@ class Kernel:
         when: Callable[[Node], bool] | None = None,
         bind: bool = False,
         hot: bool = False,
-        contiguous: bool = False,
+        contiguous: bool | tuple[int, ...] = False,
         workspace: Callable[[Node], Sequence[TensorType]] | None = None,
         host: bool = False,
     ) -> None:
         self.op, self.run, self.backend, self.when = op, run, backend, when
         self.bind, self.hot, self.contiguous, self.workspace, self.host = bind, hot, contiguous, workspace, host
+
+    def wants_dense(self, operand: int) -> bool:
+        """Whether this operand must be C-contiguous."""
+        return self.contiguous if isinstance(self.contiguous, bool) else operand in self.contiguous
 
     def thunk(self, site: Site, out: Any, inputs: Sequence[Any]) -> Callable[[], Any]:
         """The call with everything bound; made once per plan, called once per run."""

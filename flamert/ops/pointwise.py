@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flamert.graph import OPERATORS
@@ -16,10 +17,25 @@ class Instruction(NamedTuple):
     attrs: tuple[tuple[str, Any], ...] = ()
 
 
-@composite
+MAX_INPUTS = 16
+"""Operands that a chain may have."""
+
+
+@composite(inplace=tuple(range(MAX_INPUTS)))
 def pointwise(*inputs: Any, program: tuple[Instruction, ...]) -> Any:
     """The result of the last instruction of `program`, an elementwise chain over operands that broadcast to one shape."""
+    return _values(inputs, program)[-1]
+
+
+@composite(inplace=tuple(range(MAX_INPUTS)))
+def pointwise_many(*inputs: Any, program: tuple[Instruction, ...], results: tuple[int, ...]) -> Any:
+    """A tuple of results of a chain as in `pointwise`: those of the instructions with these numbers, all of one shape."""
+    values = _values(inputs, program)
+    return tuple([values[len(inputs) + k] for k in results])
+
+
+def _values(inputs: Sequence[Any], program: Sequence[Instruction]) -> list[Any]:
     values = list(inputs)
     for step in program:
         values.append(OPERATORS[step.op](*[values[i] for i in step.operands], **dict(step.attrs)))
-    return values[-1]
+    return values

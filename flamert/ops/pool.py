@@ -16,7 +16,7 @@ from flamert.ops.functions import sqrt
 from flamert.ops.op import composite, kernel, op
 from flamert.ops.reduce import reduce_max, reduce_mean, reduce_sum
 from flamert.ops.rules import dims_of, require
-from flamert.ops.windows import fold, padded, taps, window_counts
+from flamert.ops.windows import padded, taps, window_counts
 
 REAL = dtypes.STANDARD_FLOAT | (dtypes.INTEGER - dtypes.NARROW_INTEGER)
 
@@ -193,49 +193,6 @@ def _(xp: Any, out: Any, x: Any, *, kernel: Any, strides: Any, pads: Any, dilati
         sums /= xp.asarray(count, wide).reshape([-1 if j == i else 1 for j in range(len(kernel))])
     if sums is not out:
         out[...] = sums
-
-
-@op
-def average_pool_gradient(
-    dy: TensorType,
-    *,
-    spatial: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: tuple[int, ...],
-    dilations: tuple[int, ...],
-    counted: tuple[int, ...],
-) -> TensorType:
-    """The adjoint of `average_pool`: dy / (elements that count) of every window, added to all elements of the window.
-
-    dy: [N, C, *windows], floating. Returns [N, C, *spatial] of its type. Half types accumulate in float32.
-    Source: ONNX AveragePool-22 transposed.
-    """
-    require(dy, dtypes.STANDARD_FLOAT, "floating")
-    x = TensorType((*dy.shape[:2], *dims_of(spatial)), dy.dtype)
-    if pooled(x, kernel, strides, pads, dilations).shape != dy.shape or len(counted) != len(pads):
-        raise ShapeError(f"{dy} has not one element per window over {list(spatial)}")
-    return x
-
-
-@kernel(average_pool_gradient)
-def _(
-    xp: Any,
-    out: Any,
-    dy: Any,
-    *,
-    spatial: Any,
-    kernel: Any,
-    strides: Any,
-    pads: Any,
-    dilations: Any,
-    counted: Any,
-) -> None:
-    shares = dy.astype(dtypes.accumulator(out.dtype))
-    for i, count in enumerate(divisors(spatial, dy.shape[2:], kernel, strides, pads, dilations, counted)):
-        shares /= xp.asarray(count, shares.dtype).reshape([-1 if j == i else 1 for j in range(len(kernel))])
-    columns = shares.reshape(*dy.shape[:2], *[1] * len(kernel), *dy.shape[2:])
-    fold(xp, out, xp.broadcast_to(columns, (*dy.shape[:2], *kernel, *dy.shape[2:])), kernel, strides, pads, dilations)
 
 
 @composite

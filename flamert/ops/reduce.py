@@ -198,6 +198,18 @@ def moments(x: Any, *, axes: tuple[int, ...]) -> Any:
     return mean, reduce_mean(centred * centred, axes=axes, keepdims=True)
 
 
+@composite
+def all_finite(*xs: Any) -> Any:
+    """Whether no element of any operand is infinite or NaN: a bool[].
+
+    xs: floating. Sums tell, so that tensors may be finite and the answer no where the sum of one of them overflows.
+    """
+    sums = [cast(reduce_sum(x, axes=tuple(range(x.rank))), to=dtypes.float64) for x in xs]
+    while len(sums) > 1:
+        sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)] + (sums[-1:] if len(sums) % 2 else [])
+    return absolute(sums[0]) < math.inf
+
+
 def accumulating(x: Value) -> Value:
     """x in the type that sums of it are kept in, so that what follows is rounded once, at the end."""
     return cast(x, to=dtypes.accumulator(x.dtype)) if dtypes.accumulator(x.dtype) != x.dtype else x

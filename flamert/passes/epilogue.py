@@ -1,4 +1,4 @@
-"""Bias, residual and activation go into the convolution or matrix product in front of them."""
+"""Bias, residual, activation and gate go into the convolution or matrix product in front of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from flamert.rewrite import rebuild
 def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
     """matmul → linear where that is `eligible` (a predicate on linear nodes), then + bias, + residual, activation into it.
 
-    A product is extended only while nobody else reads it.
+    Into a convolution goes also what makes it 0 where something else is not positive, as relu's gradient does. A product is
+    extended only while nobody else reads it.
     """
     count = uses(graph)
 
@@ -36,6 +37,10 @@ def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
                     result = _bounded(node.op.name, inputs[side], inputs[1 - side])  # type: ignore[arg-type]
                     if result is not None:
                         return (result,)
+        elif node.op is ops.where and count[node.inputs[1]] == 1:  # type: ignore[index]
+            result = _gated(node, *inputs)  # type: ignore[arg-type]
+            if result is not None:
+                return (result,)
         elif node.op.name in _ACTIVATIONS and count[node.inputs[0]] == 1:  # type: ignore[index]
             result = _activated(node, inputs)
             if result is not None:
@@ -45,13 +50,19 @@ def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
     return rebuild(graph, rule)
 
 
-PRODUCTS = ("conv_channels_last", "linear")
+CONVOLUTIONS = ("conv_channels_last", "conv_transpose_channels_last")
+PRODUCTS = (*CONVOLUTIONS, "linear")
+
+
+def _open(node: Node) -> bool:
+    """Whether this is a product whose result may still be changed: a gate is the last that can happen to it."""
+    return node.op.name in PRODUCTS and len(node.inputs) < 5
 
 
 def _plus(x: Value, other: Value) -> Value | None:
     """x + other with `other` as x's bias or residual, or None where x has no room for it."""
     node = x.node
-    if node.op.name not in PRODUCTS or node.attrs["activation"] or other.dtype != x.dtype:
+    if not _open(node) or node.attrs["activation"] or other.dtype != x.dtype:
         return None
     a, w, bias, residual = (*node.inputs, None, None)[:4]
     columns = x.shape[-1]
@@ -70,7 +81,7 @@ def _extended(node: Node, inputs: tuple[Value | None, ...], **attrs: Any) -> Val
 def _bounded(op: str, x: Value, bound: Value) -> Value | None:
     """maximum or minimum of x and a constant as the product's clip, or None."""
     node, array = x.node, bound.constant
-    if node.op.name not in PRODUCTS or array is None or array.size != 1 or np.isnan(array).any():
+    if not _open(node) or array is None or array.size != 1 or np.isnan(array).any():
         return None
     low, high = (node.attrs["alpha"], node.attrs["beta"]) if node.attrs["activation"] == "clip" else (-math.inf, math.inf)
     number = float(array.reshape(()))
@@ -98,9 +109,24 @@ def _activated(node: Node, inputs: tuple[Value | None, ...]) -> Value | None:
     x = inputs[0]
     assert x is not None
     product = x.node
-    if product.op.name not in PRODUCTS or product.attrs["activation"]:
+    if not _open(product) or product.attrs["activation"]:
         return None
     parameters = _ACTIVATIONS[node.op.name](node)
     if parameters is None:
         return None
     return _extended(product, product.inputs, activation=node.op.name, **parameters)
+
+
+def _gated(node: Node, condition: Value, x: Value, otherwise: Value) -> Value | None:
+    """where(y > 0, x, 0) with y as x's gate, or None."""
+    if not _open(x.node) or x.node.op.name not in CONVOLUTIONS or condition.node.op is not ops.greater:
+        return None
+    y, bound = condition.node.inputs
+    if y is None or y.type != node.types[0] or x.type != node.types[0] or not (_zero(bound) and _zero(otherwise)):
+        return None
+    return _extended(x.node, (*(*x.node.inputs, None, None)[:4], y))
+
+
+def _zero(value: Value | None) -> bool:
+    array = None if value is None else value.constant
+    return array is not None and array.size == 1 and float(array.reshape(())) == 0

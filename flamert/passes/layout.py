@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from flamert import ops
-from flamert.graph import Graph, Node, TensorType, Value
-from flamert.ops.fused import to_channels_first, to_channels_last
+from flamert import dtypes, ops
+from flamert.graph import Graph, Node, Value
+from flamert.ops.channels_last import to_channels_first, to_channels_last
 from flamert.rewrite import with_inputs
 
 Eligible = Callable[[Node], bool]
 
+LIGHT = 4
+"""An operand with so many times fewer elements than the result may be transposed for it."""
+
+
+class Flat(NamedTuple):
+    """A result that is the same in either layout: it has no spatial axes."""
+
+    value: Value
+
+
+Result = Value | tuple[Value | Flat, ...] | None
+"""What a handler makes of a node: its results with channels last, or None where it must have channels first."""
+
 
 def channels_last(graph: Graph, eligible: Eligible) -> Graph:
-    """Rewrite convolutions to channels last, and let the layout spread through ops that work on either.
+    """Rewrite convolutions and their gradients to channels last, and let the layout spread through ops that work on either.
 
-    eligible: a predicate on conv_channels_last nodes, which says where that is worth while.
+    eligible: a predicate on ops with channels last, which says where they are worth while.
     Every Value that has been computed with channels last is known by that twin; its channels-first form is made only where
     somebody needs it.
     """
-    if not any([node.op is ops.conv for node in graph.nodes]):
+    if not any([node.op in (ops.conv, ops.conv_transpose, ops.conv_weight_gradient) for node in graph.nodes]):
         return graph
     walk = _Walk(eligible)
     for node in graph.nodes:
@@ -45,14 +59,29 @@ class _Walk:
     def last(self, old: Value) -> Value:
         """The new Value with channels last."""
         if old not in self.twins:
-            self.twins[old] = to_channels_last(self.new[old])
+            seen = old.node.inputs[0] if old.node.op is ops.expand else None
+            if seen is None:
+                self.twins[old] = to_channels_last(self.new[old])
+            else:  # what is repeated is turned, not the repetitions
+                n, c, *spatial = old.shape
+                self.twins[old] = ops.expand(self.aligned(seen, old.rank), shape=(n, *spatial, c))
         return self.twins[old]
+
+    def aligned(self, old: Value, rank: int) -> Value:
+        """An operand with channels last that broadcasts to results of this rank."""
+        if old.rank == rank:
+            return self.last(old)
+        return to_channels_last(ops.reshape(self.first(old), shape=(1,) * (rank - old.rank) + old.shape))
 
     def visit(self, node: Node) -> None:
         handler = HANDLERS.get(node.op.name)
         result = handler(self, node) if handler is not None else self._elementwise(node)
         if result is not None:
-            self.twins[node.outputs[0]] = result
+            for old, made in zip(node.outputs, (result,) if isinstance(result, Value) else result, strict=True):
+                if isinstance(made, Flat):
+                    self.new[old] = made.value
+                else:
+                    self.twins[old] = made
             return
         inputs = tuple([None if v is None else self.first(v) for v in node.inputs])
         outputs = node.outputs if inputs == node.inputs else with_inputs(node, inputs).outputs
@@ -62,26 +91,34 @@ class _Walk:
         """Whether every one of these exists with channels last already."""
         return all(v is not None and v in self.twins for v in operands)
 
+    def convolution(self, op: Any, spatial: tuple[Value, ...], others: tuple[Value, ...], attrs: Any) -> Node | None:
+        """An op on images with channels last and on others that have none, if it is eligible."""
+        last = [self.twins.get(v) or to_channels_last(self.first(v)) for v in spatial]
+        node = op.node((*last, *[self.first(v) for v in others]), attrs)
+        if not self.eligible(node):
+            return None
+        self.twins.update(zip(spatial, last, strict=True))
+        return node
+
     def _elementwise(self, node: Node) -> Value | None:
-        """An op on elements follows its operands, if those that are not small constants have channels last."""
-        rank = len(node.types[0].shape)
-        if node.op.name not in ELEMENTWISE or rank < 3:
+        """An op on elements follows its operands, if those that are not light have channels last."""
+        result = node.types[0]
+        if node.op.name not in ELEMENTWISE or result.rank < 3:
             return None
-        full = [v for v in node.inputs if v is not None and v.rank == rank and not v.node.known]
-        if not full or not self.follows(*full):
+        heavy = [v for v in node.inputs if v is not None and not _light(v, result.size)]
+        if not heavy or not self.follows(*heavy):
             return None
-        operands: list[Value | None] = []
-        for v in node.inputs:
-            if v is None or v.type.size == 1:
-                operands.append(None if v is None else self.first(v))
-            elif v.rank == rank:
-                operands.append(self.last(v))
-            elif v.node.known:
-                padded = ops.reshape(self.first(v), shape=(1,) * (rank - v.rank) + v.shape)
-                operands.append(to_channels_last(padded))
-            else:
-                return None
+        operands = [
+            v if v is None else self.first(v) if v.type.size == 1 else self.aligned(v, result.rank) for v in node.inputs
+        ]
         return node.op(*operands, **node.attrs)
+
+
+def _light(value: Value, size: int) -> bool:
+    """Whether turning this operand costs little beside a result of so many elements."""
+    if value.node.op is ops.expand:
+        value = value.node.inputs[0]  # type: ignore[assignment]
+    return value.node.known or value.type.size * LIGHT <= size
 
 
 ELEMENTWISE = frozenset(
@@ -136,19 +173,17 @@ ELEMENTWISE = frozenset(
 )
 
 
-def _conv(walk: _Walk, node: Node) -> Value | None:
-    x, w, b = (*node.inputs, None)[:3]
-    assert x is not None and w is not None
-    last = walk.twins.get(x) or to_channels_last(walk.first(x))
-    n, m, *spatial = node.types[0].shape
-    weights = (walk.first(w),) if b is None else (walk.first(w), walk.first(b))
-    attrs = {**ops.conv_channels_last.defaults, **node.attrs}
-    types = (TensorType((n, *spatial, m), node.types[0].dtype),)
-    new = Node(ops.conv_channels_last, (last, *weights), attrs, types, node.source)
-    if not walk.eligible(new):
-        return None
-    walk.twins[x] = last
-    return new.outputs[0]
+def _conv(walk: _Walk, node: Node) -> Result:
+    x, *weights = [v for v in node.inputs if v is not None]
+    new = walk.convolution(ops.conv_channels_last, (x,), tuple(weights), node.attrs)
+    return None if new is None else new.outputs[0]
+
+
+def _conv_weight_gradient(walk: _Walk, node: Node) -> Result:
+    x, dy = node.inputs
+    assert x is not None and dy is not None
+    new = walk.convolution(ops.conv_weight_gradient_channels_last, (x, dy), (), node.attrs)
+    return None if new is None else (Flat(new.outputs[0]),)
 
 
 def _moved(axis: int, rank: int) -> int:
@@ -163,13 +198,44 @@ def _concat(walk: _Walk, node: Node) -> Value | None:
     return ops.concat(*[walk.last(v) for v in node.inputs if v is not None], axis=_moved(node.attrs["axis"], rank))
 
 
-def _reduce(walk: _Walk, node: Node) -> Value | None:
+def _reduce(walk: _Walk, node: Node) -> Result:
     x = node.inputs[0]
-    if not walk.follows(x) or not node.attrs["keepdims"]:
+    if not walk.follows(x):
         return None
     assert x is not None
-    axes = tuple(sorted(_moved(a, x.rank) for a in node.attrs["axes"]))
-    return node.op(walk.last(x), axes=axes, keepdims=True)
+    axes, keepdims = tuple(sorted(_moved(a % x.rank, x.rank) for a in node.attrs["axes"])), node.attrs["keepdims"]
+    if not keepdims and not set(range(1, x.rank - 1)) <= set(axes):
+        return None
+    y = node.op(walk.last(x), axes=axes, keepdims=keepdims)
+    return y if keepdims else (Flat(y),)
+
+
+def _moments(walk: _Walk, node: Node) -> Result:
+    x = node.inputs[0]
+    if not walk.follows(x):
+        return None
+    assert x is not None
+    return ops.moments(walk.last(x), axes=tuple(sorted(_moved(a % x.rank, x.rank) for a in node.attrs["axes"])))
+
+
+def _batch_norm(walk: _Walk, node: Node) -> Result:
+    """As arithmetic on elements, which is fused with what surrounds it."""
+    x, *channels = node.inputs
+    if not walk.follows(x) or any(v is None or v.dtype != x.dtype or v.dtype in dtypes.HALF for v in channels):  # type: ignore[union-attr]
+        return None
+    scale, bias, mean, var = [walk.first(v) for v in channels if v is not None]
+    return (walk.last(x) - mean) * (scale / ops.sqrt(var + node.attrs["epsilon"])) + bias  # type: ignore[arg-type]
+
+
+def _batch_norm_gradient(walk: _Walk, node: Node) -> Result:
+    dy, x, *channels = node.inputs
+    if not walk.follows(x) or node.attrs["axis"] != 1:
+        return None
+    assert dy is not None and x is not None
+    others = [walk.first(v) for v in channels if v is not None]
+    epsilon = node.attrs["epsilon"]
+    dx, dscale, dbias = ops.batch_norm_gradient(walk.last(dy), walk.last(x), *others, axis=x.rank - 1, epsilon=epsilon)
+    return dx, Flat(dscale), Flat(dbias)
 
 
 def _slice(walk: _Walk, node: Node) -> Value | None:
@@ -200,23 +266,33 @@ def _repeat(walk: _Walk, node: Node) -> Value | None:
     return ops.repeat(walk.last(x), repeats=(repeats[0], *repeats[2:], repeats[1]))  # type: ignore[arg-type]
 
 
-def _pool(walk: _Walk, node: Node) -> Value | None:
-    x = node.inputs[0]
-    if not walk.follows(x) or x.rank > 4:  # type: ignore[union-attr]
+def _pool(walk: _Walk, node: Node) -> Result:
+    """Maxima and means over windows, and their gradients: if the image, or all that there is, has channels last."""
+    operands = [v for v in node.inputs if v is not None]
+    if not walk.follows(operands[-1]) or operands[0].rank > 4:
         return None
     pool = ops.OPS[f"{node.op.name}_channels_last"]
-    return pool(walk.last(x), **node.attrs)  # type: ignore[arg-type]
+    return pool(*[walk.last(v) for v in operands], **node.attrs)
 
 
-def _conv_transpose(walk: _Walk, node: Node) -> Value | None:
-    """Where the kernel's stamps do not overlap, one product and a rearrangement of its columns."""
-    x, w, b = (*node.inputs, None)[:3]
-    assert x is not None and w is not None
-    kernel, attrs, n = w.shape[2:], node.attrs, x.rank - 2
-    plain = attrs["strides"] == kernel and attrs["group"] == 1 and not any(attrs["pads"]) and not any(attrs["output_padding"])
-    if not walk.follows(x) or not plain or any(d != 1 for d in attrs["dilations"]) or not w.node.known:
-        return None
-    last = walk.last(x)
+def _conv_transpose(walk: _Walk, node: Node) -> Result:
+    x, *weights = [v for v in node.inputs if v is not None]
+    if walk.follows(x) and weights[0].node.known and _tiles(node, weights[0]):
+        return _stamps(walk, node, x, *weights)
+    new = walk.convolution(ops.conv_transpose_channels_last, (x,), tuple(weights), node.attrs)
+    return None if new is None else new.outputs[0]
+
+
+def _tiles(node: Node, w: Value) -> bool:
+    """Whether the kernel's stamps lie side by side and fill the result."""
+    attrs = node.attrs
+    plain = attrs["strides"] == w.shape[2:] and attrs["group"] == 1 and all(d == 1 for d in attrs["dilations"])
+    return plain and not any(attrs["pads"]) and not any(attrs["output_padding"])
+
+
+def _stamps(walk: _Walk, node: Node, x: Value, w: Value, b: Value | None = None) -> Value:
+    """One product and a rearrangement of its columns."""
+    kernel, n, last = w.shape[2:], x.rank - 2, walk.last(x)
     spatial, m = last.shape[1:-1], w.shape[1]
     columns = ops.reshape(
         ops.transpose(walk.first(w), perm=(0, *range(2, n + 2), 1)), shape=(w.shape[0], math.prod(kernel) * m)
@@ -228,15 +304,18 @@ def _conv_transpose(walk: _Walk, node: Node) -> Value | None:
     return y if b is None else y + walk.first(b)
 
 
-HANDLERS: dict[str, Callable[[_Walk, Node], Value | None]] = {
+HANDLERS: dict[str, Callable[[_Walk, Node], Result]] = {
     "conv": _conv,
+    "conv_weight_gradient": _conv_weight_gradient,
     "concat": _concat,
     "slice": _slice,
     "pad": _pad,
     "repeat": _repeat,
-    "max_pool": _pool,
-    "average_pool": _pool,
     "conv_transpose": _conv_transpose,
+    "batch_norm": _batch_norm,
+    "batch_norm_gradient": _batch_norm_gradient,
+    "moments": _moments,
+    **dict.fromkeys(("max_pool", "max_pool_gradient", "average_pool", "average_pool_gradient"), _pool),
     **dict.fromkeys(("reduce_mean", "reduce_sum", "reduce_max", "reduce_min"), _reduce),
 }
-"""By op: its result with channels last, or None where it must have channels first."""
+"""By op: what to make of its nodes. Ops that are neither here nor elementwise have channels first."""

@@ -17,20 +17,20 @@ from flamert.ops.cpu.shape import copier
 from flamert.ops.op import Derived, Kernel, Site, expand
 from flamert.rewrite import rebuild
 from flamert.runtime.arena import Arenas
+from flamert.runtime.capture import Replay, obstacle_of
 from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.hosted import hosted, needs_host
 from flamert.runtime.memory import Lifetime, place
-
-LEAVES = (INPUT, CONSTANT)
+from flamert.runtime.reads import LEAVES, destinations, last_reads
 
 
 class Storage:
-    """A piece of memory that one or more Values live in: an arena buffer, or (array) a constant."""
+    """A piece of memory that one or more Values live in: an arena buffer, or an array: state, or a constant."""
 
-    __slots__ = ("array", "end", "start", "type")
+    __slots__ = ("array", "constant", "end", "start", "type")
 
-    def __init__(self, type: TensorType, start: int, array: Any = None) -> None:
-        self.type, self.start, self.end, self.array = type, start, start, array
+    def __init__(self, type: TensorType, start: int, array: Any = None, constant: bool = False) -> None:
+        self.type, self.start, self.end, self.array, self.constant = type, start, start, array, constant
 
 
 class Place(NamedTuple):
@@ -58,6 +58,7 @@ class Bound(NamedTuple):
     calls: tuple[Callable[[], Any], ...]
     steps: tuple[int, ...]  # the step that each call begins with
     outputs: tuple[Any, ...]
+    replay: Replay | None  # on devices that can record calls
 
 
 class Plan:
@@ -69,8 +70,8 @@ class Plan:
     up and less to run.
 
     state: arrays that graph inputs live in from call to call; they are not passed. updates: output number → the array that it
-    replaces the contents of, once everything has been computed; such outputs are not returned. A plan with state is for one
-    caller at a time.
+    replaces the contents of; such outputs are not returned. They are written straight into their arrays where nothing reads
+    the old contents any more, the others once everything has been computed. A plan with state is for one caller at a time.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Plan:
         self._storages: list[Storage] = []
         self._places: dict[Value, Place] = {}
         self._phantoms: dict[Value, np.ndarray] = {}
+        self._donated: dict[Value, Any] = {}
         self._schedule()
         buffers = self._storages
         offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
@@ -117,6 +119,18 @@ class Plan:
         for buffer, array in zip(bound.inputs, inputs, strict=True):
             if buffer is not None:
                 buffer[...] = array
+        if bound.replay is None or not bound.replay():
+            self._step_through(bound)
+        owned = self.device.owned
+        if not self._updates:
+            return [owned(array) for array in bound.outputs]
+        for i, array in self._updates.items():
+            if bound.outputs[i] is not array:
+                array[...] = bound.outputs[i]
+        return [owned(array) for i, array in enumerate(bound.outputs) if i not in self._updates]
+
+    def _step_through(self, bound: Bound) -> None:
+        """Make the calls one by one."""
         call: Any = None
         try:
             with np.errstate(all="ignore"):
@@ -124,15 +138,18 @@ class Plan:
                     call()
         except Exception as error:
             raise self._failure(error, bound.steps[bound.calls.index(call)]) from error
-        owned = self.device.owned
-        if not self._updates:
-            return [owned(array) for array in bound.outputs]
-        for i, array in self._updates.items():
-            array[...] = bound.outputs[i]
-        return [owned(array) for i, array in enumerate(bound.outputs) if i not in self._updates]
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the calls of this plan cannot be recorded and replayed as one; None where they can, or have been."""
+        hosts = ((step, step.kernel.host) for step in self.steps)
+        return next((reason for step, host in hosts if (reason := obstacle_of(step.node, host)) is not None), None)
 
     def profile(self, inputs: Sequence[Any], repeats: int = 1) -> list[tuple[Step, float, float]]:
-        """(step, start, seconds) of every kernel call in the fastest of `repeats` runs; starts count from the run's own."""
+        """(step, start, seconds) of every kernel call in the fastest of `repeats` runs; starts count from the run's own.
+
+        State that is written where it lies moves on with every run.
+        """
         bound = self._bind(self.device.allocate(self.nbytes), chain=False)
         best: list[tuple[Step, float, float]] = []
         for _ in range(repeats):
@@ -159,7 +176,8 @@ class Plan:
 
     def _schedule(self) -> None:
         """Decide for every node: its kernel, where its results lie, and when each storage is last read."""
-        last = _last_reads(self.graph)
+        last = last_reads(self.graph)
+        self._donated = destinations(self.graph, self._state, self._updates, last)
         n = len(self.graph.nodes)
         for time_, node in enumerate(self.graph.nodes):
             if not self.device.remote:
@@ -190,7 +208,7 @@ class Plan:
     def _constant(self, node: Node) -> None:
         array = node.attrs["value"]
         made = Derived.of(array, self.device.name, lambda: self.device.upload(array), self.cache, self._held)
-        self._places[node.outputs[0]] = Place(Storage(node.types[0], -1, made), 0, None)
+        self._places[node.outputs[0]] = Place(Storage(node.types[0], -1, made, constant=True), 0, None)
 
     def _alias(self, node: Node, time_: int) -> bool:
         """Give a view node a place inside its operand's storage; False where the operand's layout does not allow it."""
@@ -199,7 +217,7 @@ class Plan:
         storage, offset, _ = self._places[operand]
         if storage.array is not None:
             try:
-                viewed = Storage(node.types[0], -1, node.op.view(storage.array, **node.attrs))
+                viewed = Storage(node.types[0], -1, node.op.view(storage.array, **node.attrs), storage.constant)
             except ValueError:
                 return False
             self._places[node.outputs[0]] = Place(viewed, 0, None)
@@ -225,25 +243,34 @@ class Plan:
             kernel = hosted(self.device)
         if kernel is None:
             raise UnsupportedOp(f"no {self.device.backend} kernel for {node!r}").at(str(node.source))
-        inputs = tuple([None if v is None else (v.type, self._dense(v, time_, kernel)) for v in node.inputs])
+        inputs = tuple(
+            [
+                None if v is None else (v.type, self._dense(v, time_) if kernel.wants_dense(i) else self._places[v])
+                for i, v in enumerate(node.inputs)
+            ]
+        )
         work = []
         for t in kernel.workspace(node) if kernel.workspace is not None else ():
             work.append((t, self._new(t, time_)))
         outputs = []
         for v in node.outputs:
-            where = self._takeover(node, v, time_, last) if node.op.inplace and len(node.outputs) == 1 else None
+            where = None
+            if v in self._donated:
+                where = Place(Storage(v.type, -1, self._donated[v]), 0, None)
+            elif node.op.inplace and len(node.outputs) == 1:
+                where = self._takeover(node, v, time_, last)
             outputs.append((v.type, where or self._new(v.type, time_)))
             self._places[v] = outputs[-1][1]
         self.steps.append(Step(node, kernel, inputs, tuple(outputs), tuple(work)))
 
-    def _dense(self, value: Value, time_: int, kernel: Kernel) -> Place:
-        """The operand's place; a contiguous copy of it, made just before, where the kernel insists."""
+    def _dense(self, value: Value, time_: int) -> Place:
+        """The operand's place if it is contiguous there; else that of a copy, made just before."""
         at = self._places[value]
         held = at.storage.array
-        if not kernel.contiguous or (at.strides is None and (held is None or held.flags.c_contiguous)):
+        if at.strides is None and (held is None or held.flags.c_contiguous):
             return at
-        if held is not None:  # a constant is copied now: a kernel may pack it for good when it is bound
-            return Place(Storage(value.type, -1, self.device.xp.ascontiguousarray(held)), 0, None)
+        if at.storage.constant:  # copied now: a kernel may pack it for good when it is bound
+            return Place(Storage(value.type, -1, self.device.xp.ascontiguousarray(held), constant=True), 0, None)
         copy = self._new(value.type, time_)
         node = Node(_Copy, (value,), {}, (value.type,))
         self.steps.append(Step(node, COPY, ((value.type, at),), ((value.type, copy),), ()))
@@ -286,7 +313,8 @@ class Plan:
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
         outputs = tuple([array(v.type, self._places[v]) for v in self.graph.outputs])
-        return Bound(inputs, tuple(calls), tuple(steps), outputs)
+        replay = Replay(device, calls, self.obstacle) if chain and self.hot and device.records else None
+        return Bound(inputs, tuple(calls), tuple(steps), outputs, replay)
 
 
 def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:
@@ -320,20 +348,6 @@ def _copy(site: Site, out: Any, x: Any, **attrs: Any) -> Callable[[], Any]:
 
 
 COPY = Kernel(None, _copy, bind=True)  # type: ignore[arg-type]
-
-
-def _last_reads(graph: Graph) -> dict[Value, int]:
-    """When each Value is last read, aliases included: a view's reads are its operand's reads too."""
-    last: dict[Value, int] = {v: len(graph.nodes) for v in graph.outputs}
-    for time_ in range(len(graph.nodes) - 1, -1, -1):
-        node = graph.nodes[time_]
-        until = time_
-        if node.op not in (INPUT, CONSTANT) and node.op.view is not None:
-            until = max(time_, last.get(node.outputs[0], time_))
-        for v in node.inputs:
-            if v is not None:
-                last[v] = max(last.get(v, -1), until if v is node.inputs[0] else time_)
-    return last
 
 
 def decompose(graph: Graph, backend: str, hot: bool = False) -> Graph:

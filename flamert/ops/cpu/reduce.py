@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from flamert.graph import Node
 from flamert.ops.cpu.library import library, native
 from flamert.ops.op import Op, Site, kernel
-from flamert.ops.reduce import reduce_max, reduce_mean, reduce_min, reduce_sum
+from flamert.ops.reduce import all_finite, reduce_max, reduce_mean, reduce_min, reduce_sum
 
 
 def _neighbouring(node: Node) -> bool:
@@ -34,3 +37,23 @@ def _register(op: Op, kind: int) -> None:
 
 for _op, _kind in ((reduce_sum, 0), (reduce_mean, 1), (reduce_max, 2), (reduce_min, 3)):
     _register(_op, _kind)
+
+
+STRETCH = 16384
+"""Elements that one task looks at, as in reduce.h."""
+
+
+def _floats(node: Node) -> bool:
+    return all(v is not None and v.dtype == np.float32 for v in node.inputs) and library() is not None
+
+
+@kernel(all_finite, "numpy", when=_floats, bind=True, contiguous=True)
+def _(site: Site, out: Any, *xs: Any) -> Callable[[], None]:
+    lib = library()
+    assert lib is not None
+    tensors = (ctypes.c_void_p * len(xs))(*[x.__array_interface__["data"][0] for x in xs])
+    sizes = (ctypes.c_int64 * len(xs))(*[x.size for x in xs])
+    call = lib.call("all_finite", [out], [len(xs), sum(-(-x.size // STRETCH) for x in xs)])
+    call.arguments[0].p[1], call.arguments[0].p[2] = ctypes.addressof(tensors), ctypes.addressof(sizes)
+    call.kept = (call.kept, xs, tensors, sizes)
+    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -132,6 +133,24 @@ def _(
     return _or_reference(site, made, out, x, w, b)
 
 
+def _first(a: Any) -> Any:
+    """[N, spatial…, C] seen as [N, C, spatial…]."""
+    return a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
+
+
+def _packed(site: Site, w: Any) -> tuple[Any, list[Launch]]:
+    """Weights [M, C, kernel…] that lie with channels last, and the copy that puts them there, each time if they change."""
+    xp, order = site.xp, (0, *range(2, w.ndim), 1)
+
+    def made() -> Any:
+        return xp.ascontiguousarray(w.transpose(order))
+
+    if site.is_constant(1):
+        return _first(site.prepacked("channels last", 1, made)), []
+    copy = made()
+    return _first(copy), [functools.partial(xp.copyto, copy, w.transpose(order))]
+
+
 @kernel(OPS["conv_channels_last"], "cupy", when=_suits, bind=True, workspace=_workspace)
 def _(
     site: Site,
@@ -140,6 +159,7 @@ def _(
     w: Any,
     bias: Any = None,
     residual: Any = None,
+    gate: Any = None,
     *,
     strides: Any,
     pads: Any,
@@ -149,66 +169,147 @@ def _(
     alpha: float,
     beta: float,
 ) -> Launch:
-    xp = site.xp
-
-    def first(a: Any) -> Any:
-        return a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
-
-    def packed() -> Any:
-        return xp.ascontiguousarray(w.transpose(0, *range(2, w.ndim), 1))
-
-    constant = site.is_constant(1)
-    weights = site.prepacked("channels last", 1, packed) if constant else packed()
-    windows = Windows(strides, pads, dilations)
-    operands = first(x), first(weights)
-    over = None if residual is None else first(residual)
+    weights, steps = _packed(site, w)
+    windows, operands = Windows(strides, pads, dilations), (_first(x), weights)
+    over = None if residual is None else _first(residual)
     try:
-        steps = [_made(site, "fprop", operands, first(out), windows, bias, over, activation == "relu")]
-        activation = "" if activation == "relu" else activation
+        steps.append(_made(site, "fprop", operands, _first(out), windows, bias, over, activation == "relu"))
+        bias, residual, activation = None, None, "" if activation == "relu" else activation
     except DeviceError:
         attrs = {"strides": strides, "pads": pads, "dilations": dilations, "group": group}
-        steps = [_plain(site, *operands, first(out), windows, attrs)]
-        steps += [_added(xp, out, more) for more in (bias, residual) if more is not None]
-    if activation:
-        steps.append(_activation(site, out, activation, alpha, beta))
-    if not constant:
-        source = w.transpose(0, *range(2, w.ndim), 1)
-        steps.insert(0, lambda: xp.copyto(weights, source))
+        steps.append(_plain(site, conv, "fprop", operands, _first(out), windows, attrs))
+    return _one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
 
-    def all_steps() -> None:
+
+@kernel(OPS["conv_transpose_channels_last"], "cupy", when=_transposable, bind=True, workspace=_workspace)
+def _(
+    site: Site,
+    out: Any,
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    residual: Any = None,
+    gate: Any = None,
+    *,
+    strides: Any,
+    pads: Any,
+    dilations: Any,
+    group: int,
+    output_padding: Any,
+    activation: str,
+    alpha: float,
+    beta: float,
+) -> Launch:
+    weights, steps = _packed(site, w)
+    windows, operands = Windows(strides, pads, dilations), (_first(x), weights)
+    attrs = {"strides": strides, "pads": pads, "dilations": dilations, "group": group, "output_padding": output_padding}
+    steps.append(_plain(site, conv_transpose, "dgrad", operands, _first(out), windows, attrs))
+    return _one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
+
+
+def _weights(node: Node) -> tuple[TensorType, ...]:
+    """cuDNN's scratch, and the result with channels last."""
+    return (*_workspace(node), node.types[0])
+
+
+@kernel(OPS["conv_weight_gradient_channels_last"], "cupy", when=_suits, bind=True, workspace=_weights)
+def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
+    windows = Windows(strides, pads, dilations)
+    attrs = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": group}
+    operands = _first(x), _first(dy)
+    last = site.work[1].reshape(out.shape[0], *out.shape[2:], out.shape[1])
+    made = _plain(site, conv_weight_gradient, "wgrad", operands, _first(last), windows, attrs)
+    return _one([made, functools.partial(site.xp.copyto, out, _first(last))])
+
+
+def _plain(
+    site: Site, op: Any, kind: str, operands: tuple[Any, Any], out: Any, windows: Windows, attrs: dict[str, Any]
+) -> Launch:
+    """A convolution alone, by cuDNN where it can, else by the reference kernel."""
+    try:
+        return _made(site, kind, operands, out, windows)
+    except DeviceError:
+        plain = reference(op)
+        assert plain is not None
+        return functools.partial(plain.run, site.xp, out, *operands, **attrs)
+
+
+def _one(steps: list[Launch]) -> Launch:
+    """One call of all of these."""
+
+    def run() -> None:
         for step in steps:
             step()
 
-    return steps[0] if len(steps) == 1 else all_steps
+    return steps[0] if len(steps) == 1 else run
 
 
-def _plain(site: Site, x: Any, w: Any, out: Any, windows: Windows, attrs: dict[str, Any]) -> Launch:
-    """A convolution alone, by cuDNN where it can, else by the reference kernel."""
-    try:
-        return _made(site, "fprop", (x, w), out, windows)
-    except DeviceError:
-        plain = reference(conv)
-        assert plain is not None
-        return lambda: plain.run(site.xp, out, x, w, **attrs)
+NAMED = {"leaky_relu": ("alpha",), "hard_sigmoid": ("alpha", "beta")}
+"""Activations with parameters, and which."""
 
 
-def _added(xp: Any, out: Any, more: Any) -> Launch:
-    return lambda: xp.add(out, more, out=out)
-
-
-def _activation(site: Site, out: Any, activation: str, alpha: float, beta: float) -> Launch:
-    """An activation of all of `out`, in place."""
-    type = TensorType((out.size,), site.node.types[0].dtype)
-    named = {"leaky_relu": {"alpha": alpha}, "hard_sigmoid": {"alpha": alpha, "beta": beta}, "swish": {"alpha": 1.0}}
-    operands = [Operand(type.dtype, (1,))]
+def _finished(
+    site: Site, out: Any, bias: Any, residual: Any, gate: Any, activation: str, alpha: float, beta: float
+) -> list[Launch]:
+    """One pass over `out`, in place, for what cuDNN did not do; none if it did everything."""
+    if bias is None and residual is None and gate is None and not activation:
+        return []
+    type = TensorType((out.size // out.shape[-1], out.shape[-1]), site.node.types[0].dtype)
+    chain_ = _Chain(type, out)
+    value = 0
+    for more in (bias, residual):
+        if more is not None:
+            value = chain_.add("add", value, chain_.operand(more))
     if activation == "clip":
-        program: tuple[Instruction, ...] = (Instruction("maximum", (0, 1)), Instruction("minimum", (3, 2)))
-        operands += [Operand(type.dtype, (0,), bound) for bound in (alpha, beta)]
-    else:
-        program = (Instruction(activation, (0,), tuple(named.get(activation, {}).items())),)
-    types = value_types(program, [type, *[TensorType((), type.dtype)] * (len(operands) - 1)])
-    width = math.gcd(16 // type.dtype.itemsize, out.size)
-    run = compiled(chain(program, types, operands, (len(program) - 1,), 1, width, False), "chain")
-    arguments = (out, out, site.xp.uint32(out.size), site.xp.int64(1))
-    blocks = math.ceil(out.size / (width * THREADS))
-    return lambda: run((blocks,), (THREADS,), arguments)
+        value = chain_.add("maximum", value, chain_.number(alpha))
+        value = chain_.add("minimum", value, chain_.number(beta))
+    elif activation:
+        given = {"alpha": alpha, "beta": beta}
+        attrs = {"alpha": 1.0} if activation == "swish" else {k: given[k] for k in NAMED.get(activation, ())}
+        value = chain_.add(activation, value, attrs=attrs)
+    if gate is not None:
+        passes = chain_.add("greater", chain_.operand(gate), chain_.number(0.0))
+        chain_.add("where", passes, value, chain_.number(0.0))
+    return [chain_.launch(site)]
+
+
+class _Chain:
+    """A chain over `out` as [rows, channels], which it reads and writes. Numbers below 100 are operands, others results."""
+
+    def __init__(self, type: TensorType, out: Any) -> None:
+        self.type, self.arrays = type, [out]
+        self.operands = [Operand(type.dtype, (2, 1))]
+        self.steps: list[tuple[str, tuple[int, ...], dict[str, float]]] = []
+
+    def operand(self, array: Any) -> int:
+        """One of out's shape, or one number for each channel."""
+        per_channel = array.size == self.type.shape[1] and array.size != self.type.size
+        self.operands.append(Operand(self.type.dtype, (0, 1) if per_channel else (2, 1)))
+        self.arrays.append(array)
+        return len(self.operands) - 1
+
+    def number(self, value: float) -> int:
+        self.operands.append(Operand(self.type.dtype, (0, 0), value))
+        return len(self.operands) - 1
+
+    def add(self, op: str, *operands: int, attrs: dict[str, float] | None = None) -> int:
+        self.steps.append((op, operands, attrs or {}))
+        return 100 + len(self.steps) - 1
+
+    def launch(self, site: Site) -> Launch:
+        n = len(self.operands)
+        program = tuple(
+            Instruction(op, tuple(i if i < 100 else n + i - 100 for i in operands), tuple(attrs.items()))
+            for op, operands, attrs in self.steps
+        )
+        shapes: dict[tuple[int, ...], tuple[int, ...]] = {(2, 1): self.type.shape, (0, 1): self.type.shape[1:], (0, 0): ()}
+        types = value_types(program, [TensorType(shapes[o.strides], o.dtype) for o in self.operands])
+        rows, channels = self.type.shape
+        width = math.gcd(16 // self.type.dtype.itemsize, channels)
+        run = compiled(chain(program, types, self.operands, (len(program) - 1,), 2, width, False), "chain")
+        xp = site.xp
+        stored = [o for o in self.operands if o.literal is None]
+        arguments = [*self.arrays, self.arrays[0], xp.uint32(rows * channels), xp.uint32(channels)]
+        arguments += [xp.int64(channels if d == 2 else 1) for o in stored for d in o.strides if d]
+        blocks = math.ceil(rows * channels / (width * THREADS))
+        return functools.partial(run, (blocks,), (THREADS,), tuple(arguments))

@@ -1,6 +1,7 @@
 /* Depthwise convolutions over NHWC images. Included once per instruction set, after conv.h. */
 
-/* depthwise: as conv with C = N = groups; weights are [KH·KW][C]; no work. Splits over output rows. */
+/* depthwise: as conv with C = N = groups; weights are [KH·KW][C]; work holds OW · C floats for each worker where results lie
+   apart. Splits over output rows. */
 
 /* `vectors` of channels of neighbouring pixels; taps [ky0, ky1) × [kx0, kx1) are inside the image for all of them. */
 static inline __attribute__((always_inline)) void depthwise_tile(const args *g, const int pixels, const int vectors, const float *in,
@@ -67,16 +68,18 @@ static void depthwise_row(const args *g, const float *image, int64_t y0, float *
 
 static void depthwise_rows(void *context, int64_t begin, int64_t end, int worker) {
     const args *g = context;
-    (void)worker;
-    int64_t H = g->i[1], W = g->i[2], C = g->i[3], OH = g->i[4], OW = g->i[5];
+    int64_t H = g->i[1], W = g->i[2], C = g->i[3], OH = g->i[4], OW = g->i[5], apart = g->i[20];
     for (int64_t t = begin; t < end; t++) {
-        float *row = (float *)g->p[0] + t * OW * C;
+        float *row = apart ? (float *)g->p[5] + worker * OW * C : (float *)g->p[0] + t * OW * C;
         depthwise_row(g, (const float *)g->p[1] + t / OH * H * W * C, t % OH * g->i[9] - g->i[11], row);
-        finish(row, C, OW, C, g->p[4] ? (const float *)g->p[4] + t * OW * C : 0, (int)g->i[16], g->f[0], g->f[1]);
+        if (apart)
+            place_rows(g, t * OW, OW, row);
+        else
+            finish_at(g, t * OW * C, OW, C);
     }
 }
 
 static void depthwise(const args *g) {
     int64_t work = g->i[5] * g->i[3] * g->i[7] * g->i[8];
-    parallel_for(g->i[0] * g->i[4], 1 + 30000 / (work + 1), 64, depthwise_rows, (void *)g);
+    parallel_for(g->i[0] * g->i[4], 1 + 30000 / (work + 1), (int)g->i[18], depthwise_rows, (void *)g);
 }

@@ -219,8 +219,9 @@ static void pack_panels(float *out, const float *w, int64_t K, int64_t N, int64_
     for (int64_t j = 0; j < N; j += NR, out += K * NR) {
         int64_t width = N - j < NR ? N - j : NR;
         if (sk == 1 && sn != 1)
-            for (int64_t c = 0; c < width; c++)
-                for (int64_t k = 0; k < K; k++) out[k * NR + c] = w[k + (j + c) * sn];
+            for (int64_t k0 = 0; k0 < K; k0 += 16) /* so few rows of the panel that they stay in the cache */
+                for (int64_t c = 0; c < width; c++)
+                    for (int64_t k = k0; k < K && k < k0 + 16; k++) out[k * NR + c] = w[k + (j + c) * sn];
         else
             for (int64_t k = 0; k < K; k++)
                 for (int64_t c = 0; c < width; c++) out[k * NR + c] = w[k * sk + (j + c) * sn];

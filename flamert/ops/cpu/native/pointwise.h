@@ -10,22 +10,37 @@ enum pointwise_op {
     PW_ROUND, PW_NOT, PW_SIN, PW_COS, PW_COPY,
 };
 
-/* One instruction: r[to] = op(r[a], r[b], r[c]), with parameters. Registers below `inputs` are operands. */
+/* One instruction: r[to] = op(r[a], r[b], r[c]), with parameters. Registers below `inputs` are operands, those from `registers`
+   on are results. scalars: bits that say which of a, b, c are the same number throughout. */
 typedef struct {
-    int32_t op, to, a, b, c;
+    int32_t op, to, a, b, c, scalars;
     float f0, f1;
 } instruction;
 
-/* An operand: element i of the result reads x[i / outer · period + i % period]. */
+/* An operand: element i of the result reads x[j / outer · period + j % period], where j = i / inner. */
 typedef struct {
     const void *x;
-    int64_t outer, period;
+    int64_t outer, period, inner;
     int64_t is_bool; /* bytes, read as 0 and 1 */
 } operand;
 
-/* pointwise: p = out, instructions, operands, work; i = elements, instructions, operands, registers, out is bool, workers.
-   work holds registers · BLOCK floats for each worker. Operands that lie as the result does are read in place. */
+/* A result. Booleans are made as floats, in a register behind those of the instructions. */
+typedef struct {
+    void *y;
+    int64_t is_bool;
+} result;
+
+/* pointwise: p = results, instructions, operands, work; i = elements, instructions, operands, registers, results, workers.
+   work holds (registers + results) · BLOCK floats for each worker. Operands that lie as the results do are read in place; a
+   result may take an operand's place if no instruction reads that operand after the result was made. */
 static void fill(const operand *o, int64_t i, int64_t n, float *to) {
+    while (n > 0 && o->inner > 1) {
+        int64_t j = i / o->inner, at = j / o->outer * o->period + j % o->period, run = o->inner - i % o->inner;
+        float x = o->is_bool ? (float)((const uint8_t *)o->x)[at] : ((const float *)o->x)[at];
+        if (run > n) run = n;
+        for (int64_t k = 0; k < run; k++) to[k] = x;
+        to += run, i += run, n -= run;
+    }
     while (n > 0) {
         int64_t at = i % o->period, run = o->period - at;
         int64_t base = i / o->outer * o->period + at;
@@ -53,11 +68,19 @@ static void execute(const instruction *s, float *restrict y, const float *a, con
 #define EACH(expression)                            \
     for (int64_t i = 0; i < n; i++) y[i] = (expression); \
     break
+#define ARITHMETIC(operation)                                        \
+    if (s->scalars & 2)                                              \
+        for (int64_t i = 0; i < n; i++) y[i] = a[i] operation b[0];  \
+    else if (s->scalars & 1)                                         \
+        for (int64_t i = 0; i < n; i++) y[i] = a[0] operation b[i];  \
+    else                                                             \
+        for (int64_t i = 0; i < n; i++) y[i] = a[i] operation b[i];  \
+    break
     switch (s->op) {
-    case PW_ADD: EACH(a[i] + b[i]);
-    case PW_SUB: EACH(a[i] - b[i]);
-    case PW_MUL: EACH(a[i] * b[i]);
-    case PW_DIV: EACH(a[i] / b[i]);
+    case PW_ADD: ARITHMETIC(+);
+    case PW_SUB: ARITHMETIC(-);
+    case PW_MUL: ARITHMETIC(*);
+    case PW_DIV: ARITHMETIC(/);
     case PW_MAXIMUM: EACH(a[i] > b[i] || a[i] != a[i] ? a[i] : b[i]);
     case PW_MINIMUM: EACH(a[i] < b[i] || a[i] != a[i] ? a[i] : b[i]);
     case PW_POW: EACH(powf(a[i], b[i]));
@@ -69,7 +92,12 @@ static void execute(const instruction *s, float *restrict y, const float *a, con
     case PW_NOT_EQUAL: EACH(a[i] != b[i] ? 1.0f : 0.0f);
     case PW_AND: EACH(a[i] * b[i]);
     case PW_OR: EACH(vmax(a[i], b[i]));
-    case PW_WHERE: EACH(a[i] != 0.0f ? b[i] : c[i]);
+    case PW_WHERE:
+        if (s->scalars == 1) {
+            memmove(y, a[0] != 0.0f ? b : c, n * sizeof(float));
+            break;
+        }
+        EACH(a[i] != 0.0f ? b[i] : c[i]);
     case PW_NEG: EACH(-a[i]);
     case PW_ABS: EACH(vabs(a[i]));
     case PW_SQRT: EACH(sqrtf(a[i]));
@@ -97,40 +125,33 @@ static void execute(const instruction *s, float *restrict y, const float *a, con
     case PW_COS: EACH(cosf(a[i]));
     case PW_COPY: EACH(a[i]);
     }
+#undef ARITHMETIC
 #undef EACH
 }
 
 static void pointwise_blocks(void *context, int64_t begin, int64_t end, int worker) {
     const args *g = context;
+    const result *results = g->p[0];
     const instruction *program = g->p[1];
     const operand *operands = g->p[2];
-    int64_t total = g->i[0], steps = g->i[1], inputs = g->i[2], registers = g->i[3], to_bool = g->i[4];
-    float *work = (float *)g->p[3] + worker * registers * BLOCK;
-    const float *r[64];
+    int64_t total = g->i[0], steps = g->i[1], inputs = g->i[2], registers = g->i[3], outs = g->i[4];
+    float *work = (float *)g->p[3] + worker * (registers + outs) * BLOCK, *r[80];
+    for (int64_t k = 0; k < registers + outs; k++) r[k] = work + k * BLOCK;
     for (int64_t t = begin; t < end; t++) {
         int64_t i = t * BLOCK, n = total - i < BLOCK ? total - i : BLOCK;
         for (int64_t k = 0; k < inputs; k++) {
             const operand *o = operands + k;
-            float *own = work + k * BLOCK;
-            if (o->period == total && !o->is_bool) {
-                r[k] = (const float *)o->x + i;
-                continue;
-            }
-            /* What repeats with the block was filled in for the first one. */
-            int same = t > begin && n == BLOCK && o->outer >= total && BLOCK % o->period == 0;
-            if (!same) fill(o, i, n, own);
-            r[k] = own;
+            if (o->period == total && !o->is_bool)
+                r[k] = (float *)o->x + i;
+            else if (t == begin || n < BLOCK || o->inner > 1 || o->outer < total || BLOCK % o->period) /* else it lies there already */
+                fill(o, i, n, r[k]);
         }
-        for (int64_t k = inputs; k < registers; k++) r[k] = work + k * BLOCK;
-        for (int64_t s = 0; s < steps; s++) {
-            const instruction *step = program + s;
-            float *y = s + 1 == steps && !to_bool ? (float *)g->p[0] + i : (float *)r[step->to];
-            execute(step, y, r[step->a], r[step->b], r[step->c], n);
-            if (s + 1 == steps && to_bool) {
-                uint8_t *out = (uint8_t *)g->p[0] + i;
-                for (int64_t k = 0; k < n; k++) out[k] = y[k] != 0.0f;
-            }
-        }
+        for (int64_t k = 0; k < outs; k++)
+            if (!results[k].is_bool) r[registers + k] = (float *)results[k].y + i;
+        for (const instruction *s = program; s < program + steps; s++) execute(s, r[s->to], r[s->a], r[s->b], r[s->c], n);
+        for (int64_t k = 0; k < outs; k++)
+            if (results[k].is_bool)
+                for (int64_t j = 0; j < n; j++) ((uint8_t *)results[k].y)[i + j] = r[registers + k][j] != 0.0f;
     }
 }
 

@@ -22,7 +22,7 @@ static struct {
     atomic_int sleepers;
     range_fn fn;
     void *context;
-    int64_t n, piece;
+    int64_t n, grain;
     atomic_llong next;
     atomic_int inside; /* workers in the region, CLOSED more once none may enter */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .region = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .wanted = 1, .inside = CLOSED};
@@ -35,12 +35,15 @@ static inline void relax(void) {
 #endif
 }
 
+/* Pieces get smaller towards the end, so that all threads finish at about the same time. */
 static void take_pieces(int worker) {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&pool.next, pool.piece, memory_order_relaxed);
-        if (begin >= pool.n) return;
-        int64_t end = begin + pool.piece < pool.n ? begin + pool.piece : pool.n;
-        pool.fn(pool.context, begin, end, worker);
+    long long begin = atomic_load_explicit(&pool.next, memory_order_relaxed);
+    while (begin < pool.n) {
+        int64_t rest = pool.n - begin, piece = rest / (4 * pool.active);
+        if (piece < pool.grain) piece = pool.grain < rest ? pool.grain : rest;
+        if (!atomic_compare_exchange_weak_explicit(&pool.next, &begin, begin + piece, memory_order_relaxed, memory_order_relaxed)) continue;
+        pool.fn(pool.context, begin, begin + piece, worker);
+        begin = atomic_load_explicit(&pool.next, memory_order_relaxed);
     }
 }
 
@@ -106,8 +109,7 @@ void parallel_for(int64_t n, int64_t grain, int most, range_fn fn, void *context
     }
     start_workers();
     pool.active = threads;
-    int64_t piece = n / (threads * 4) + 1;
-    pool.piece = piece > grain ? piece : grain;
+    pool.grain = grain > 0 ? grain : 1;
     pool.fn = fn;
     pool.context = context;
     pool.n = n;
