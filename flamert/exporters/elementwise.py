@@ -69,6 +69,8 @@ for _op, _op_type in {
 @exporter(ops.cast)
 def _(to: Writer, /, x: Value, **attributes: Any) -> Any:
     dtype = attributes["to"]
+    if dtype == x.dtype and dtype in dtypes.STANDARD_FLOAT:  # as accumulators often are
+        return to.name_of(x)
     saturate = attributes["saturate"] if dtype in dtypes.FLOAT8 else None
     round_mode = attributes["round_mode"] if dtype == dtypes.float8_e8m0fnu else None
     return to("Cast", x, to=dtype, saturate=saturate, round_mode=round_mode)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from flamert import dtypes, ops
 from flamert.exporters.registry import exporter, spelled
 from flamert.exporters.writer import Writer
@@ -26,6 +28,15 @@ def _(to: Writer, x: Value, *, block: int, depth_first: bool) -> Any:
 @exporter(ops.space_to_depth)
 def _(to: Writer, x: Value, *, block: int, depth_first: bool) -> Any:
     return to("SpaceToDepth", x, blocksize=block, mode=None if depth_first else "CRD")
+
+
+@exporter(ops.repeat)
+def _(to: Writer, x: Value, *, repeats: tuple[int, ...]) -> Any:
+    """The nearest element of an image, when it is enlarged."""
+    if x.rank != 4 or repeats[:2] != (1, 1) or x.dtype != dtypes.float32 or not x.type.size:
+        return None
+    scales = np.array(repeats, np.float32)
+    return to("Resize", x, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 @spelled(ops.resample)

@@ -45,7 +45,8 @@ def _(to: Writer, counter: Value | None = None, *, shape: Any, dtype: Any, mean:
 @exporter(ops.dropout)
 def _(to: Writer, x: Value, ratio: Value, counter: Value | None = None, *, seed: int | None) -> Any:
     drop: Any = to("Reshape", ratio, dims(())) if ratio.rank else ratio
-    return to("Dropout", x, drop, np.array(True), seed=None if seed is None else seed % (1 << 31), outputs=2)
+    draws = np.array(True) if to.draws else None
+    return to("Dropout", x, drop, draws, seed=None if seed is None else seed % (1 << 31), outputs=2)
 
 
 @spelled(ops.multinomial)

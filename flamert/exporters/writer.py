@@ -38,21 +38,37 @@ class Writer:
     """Collects the nodes of one ONNX graph. Called with an op type, operands and attributes, it adds a node.
 
     opset: the version of ONNX's own operators. wanted: names that Values must have in the result. reserved: names that no
-    other Value may have.
+    other Value may have. parameters: arrays by the names of the inputs that become initializers.
     """
 
-    def __init__(self, opset: int, wanted: Mapping[Value, str], reserved: Sequence[str]) -> None:
+    def __init__(
+        self,
+        opset: int,
+        wanted: Mapping[Value, str],
+        reserved: Sequence[str],
+        parameters: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.opset = opset
         self.nodes: list[NodeProto] = []
         self.arrays: dict[str, np.ndarray] = {}
         """Initializers by name."""
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Shapes of the Values that have been written, by name."""
+        self.stem = ""
+        """What the names of the next nodes begin with; by default their op type."""
         self._names: dict[Value, str] = {}
         self._wanted = dict(wanted)
         self._taken: set[str] = set(reserved)
         self._numbers: dict[str, itertools.count[int]] = {}
         self._constants: dict[Any, str] = {}
+        self._constant = "constant"
+        self.draws = not parameters
+        """Whether Dropout drops; a model with parameters is for inference, and drops where a runtime trains it."""
+        if parameters:
+            # A Trainer takes floating initializers for weights, unless they are called like PyTorch's constants.
+            self._constant = "/Constant_output"
+            self.arrays.update(parameters)
         self._dtypes: dict[str, np.dtype] = {}
-        self._stem = ""
 
     def write(self, graph: Graph) -> None:
         """Add nodes for everything that the graph's outputs need. Inputs must have wanted names."""
@@ -78,7 +94,7 @@ class Writer:
         small = array.nbytes <= SMALL and array.dtype != np.dtype(object)
         key = (array.dtype, array.shape, array.tobytes()) if small else id(array)
         if key not in self._constants:
-            name = self._constants[key] = self._fresh("constant")
+            name = self._constants[key] = self._fresh(self._constant)
             self.arrays[name] = array
             self._dtypes[name] = array.dtype
         return self._constants[key]
@@ -95,7 +111,7 @@ class Writer:
             inputs.pop()
         schema = self._schema(op_type)
         bound = self._checked(schema, inputs, given)
-        stem = self._stem or op_type.lower()
+        stem = self.stem or op_type.lower()
         results = [self._fresh(stem) for _ in range(outputs)]
         for name, formal in zip(results, schema.outputs, strict=False):
             if formal.type_str in bound:
@@ -108,7 +124,7 @@ class Writer:
 
     def _write(self, node: Node) -> None:
         """Add nodes for one op: by its first exporter that fits, else by what it is in other ops."""
-        self._stem = _stem(node)
+        self.stem = _stem(node)
         why = ""
         for found in EXPORTERS.get(node.op.name, ()):
             if found.since > self.opset:
@@ -160,6 +176,7 @@ class Writer:
     def _bind(self, value: Value, name: str) -> None:
         self._names[value] = name
         self._dtypes[name] = value.dtype
+        self.shapes[name] = value.shape
         self._taken.add(name)
 
     def _renamed(self, old: str, new: str, mark: int) -> str:
