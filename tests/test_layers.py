@@ -14,7 +14,7 @@ LOWEST = {"about", "dtypes", "errors", "files", "limits", "graph"}
 OPS = LOWEST | {"rewrite", "ops"}
 RUNTIME = OPS | {"runtime"}
 MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "origin", "model", "profile", "summary"}
-MODEL |= {"adapters", "safetensors"}
+MODEL |= {"adapters", "safetensors", "training_info"}
 # `importers` sees `exporters` because a model's origin is what saves it.
 ALLOWED = {
     **dict.fromkeys(LOWEST, LOWEST),
@@ -31,6 +31,7 @@ ALLOWED = {
     "profile": MODEL,
     "summary": MODEL,
     "adapters": MODEL,
+    "training_info": MODEL,
     "testing": MODEL | {"testing", "importers", "exporters"},
     "importers": MODEL | {"importers", "exporters"},
     "exporters": MODEL | {"importers", "exporters"},

@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # the names that an op and a module share mean the op
     linear: Any
     linear_attention: Any
     lstm: Any
+    lstm_gradient: Any
     pointwise: Any
     quantize: Any
 
