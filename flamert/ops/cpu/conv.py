@@ -175,7 +175,7 @@ def _call(
 
 def _arranged(site: Site, parts: Sequence[np.ndarray], form: Form) -> tuple[list[np.ndarray], list[Callable[[], Any]]]:
     """Weights [group, own, C, KH, KW] in the kernel's order, and calls that put them there each time: none for constants."""
-    sizes = [form.size(*w.shape[:2], math.prod(w.shape[2:])) for w in parts]
+    sizes = [form.size(w.shape[0], w.shape[1], math.prod(w.shape[2:])) for w in parts]
     ends = np.cumsum(sizes)
 
     def split(memory: np.ndarray) -> list[np.ndarray]:
@@ -300,6 +300,7 @@ def _(
     for (down, across), part, arranged in zip(phases, parts, weights, strict=True):
         where = (slice(None), slice(down.first, None, strides[0]), slice(across.first, None, strides[1]))
         geometry = Geometry((1, 1), (down.pad, across.pad), (down.dilation, across.dilation), group)
-        finish = Finish(bias, *[None if a is None else a[where] for a in (residual, gate)], activation, alpha, beta)
+        over, through = (None if a is None else a[where] for a in (residual, gate))
+        finish = Finish(bias, over, through, activation, alpha, beta)
         calls.append(_call(site, form, out[where], x, arranged, part.shape[3:], geometry, finish, lattice))
     return sequence(calls)

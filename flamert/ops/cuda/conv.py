@@ -21,6 +21,9 @@ from flamert.ops.pointwise import Instruction
 
 Launch = Callable[[], None]
 
+ALIGNMENT = 16
+"""Bytes that the first element of what cuDNN takes must lie on a multiple of."""
+
 
 def _suits(node: Node) -> bool:
     x = node.inputs[0]
@@ -43,7 +46,17 @@ def _made(
     relu: bool = False,
 ) -> Launch:
     """The launch of a convolution, tuned."""
-    device = site.device
+    device, xp = site.device, site.xp
+    before, after = [], []
+    given: list[Any] = []
+    for x in (*operands, *[x for x in (residual, bias) if x is not None]):
+        given.append(_aligned(xp, x))
+        if given[-1] is not x:
+            before.append(functools.partial(xp.copyto, given[-1], x))
+    operands, residual = given[: len(operands)], None if residual is None else given[len(operands)]
+    if _aligned(xp, out) is not out:
+        whole, out = out, _aligned(xp, out)
+        after.append(functools.partial(xp.copyto, whole, out))
     rank = len(Tensor.of(out).dims)
     per_channel = None if bias is None else Tensor((1, bias.size, *[1] * (rank - 2)), (bias.size, 1, *[1] * (rank - 2)))
     made = Convolution(
@@ -55,8 +68,7 @@ def _made(
         deterministic=device.deterministic,
         device=device.index,
     )
-    given = [*operands, *[x for x in (residual, bias) if x is not None]]
-    run = made.launch(given, out, site.work[0], site.xp.cuda.get_current_stream)
+    run = made.launch(given, out, site.work[0], xp.cuda.get_current_stream)
 
     def measured() -> str:
         def under(index: int) -> Launch:
@@ -69,7 +81,12 @@ def _made(
         return str(made.candidates[fastest([under(i) for i in made.candidates])])
 
     made.chosen = int(choices("cudnn", version(), device.index).find(made.key, measured))
-    return run
+    return _one([*before, run, *after])
+
+
+def _aligned(xp: Any, x: Any) -> Any:
+    """x, or a buffer like it where cuDNN will not take x for where it begins."""
+    return x if x.data.ptr % ALIGNMENT == 0 else xp.empty_like(x)
 
 
 def _or_reference(site: Site, made: Callable[[], Launch], out: Any, *inputs: Any, **attrs: Any) -> Launch:
