@@ -32,7 +32,7 @@ __all__ = ["Model", "Params", "TensorSpec"]
 MAX_SIGNATURES = 64
 """Input signatures a model keeps programs for; the least recently used go first."""
 
-LARGE = 1 << 21
+LARGE = 1 << 20
 """Bytes of weights from which memory is freed as soon as a model goes, not when Python next looks for garbage."""
 
 

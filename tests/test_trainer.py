@@ -386,6 +386,7 @@ def test_signatures_share_state():
 
 
 def test_ever_new_shapes_are_remarked_upon(caplog, monkeypatch):
+    caplog.set_level("WARNING", logger="flamert")
     monkeypatch.setattr(plans, "MAX_PLANS", 2)
     trainer = trainer_of()
     x, t = models.rows()[0]

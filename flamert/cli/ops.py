@@ -50,6 +50,7 @@ def operators(name: str = "") -> list[dict[str, str]]:
 def ops(name: str = "") -> list[dict[str, Any]]:
     """One row for each op of flamert."""
     importlib.import_module("flamert.grad")  # registers the gradients
+    importlib.import_module("flamert.ops.cuda")  # registers kernels, with or without a GPU
     from flamert.ops import OPS
 
     tested = _tested()

@@ -87,6 +87,22 @@ HIDDEN = np.where(ANY, 0, -np.inf).astype(np.float32)
 LENGTHS = np.array([5, 2], np.int64)
 HEADS = (f32(2, 4, 3, 4), f32(2, 2, 3, 4), f32(2, 2, 3, 5))
 
+
+def attention_gradient(dy, y, q, k, v, mask=None, **attrs):
+    """y is taken as it is given, though it is no result of these operands: what is asked is the formula."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (np.repeat(x, group, 1) for x in (k, v))
+    scores = np.einsum("bhld,bhsd->bhls", q, keys) * attrs["scale"] + (0 if mask is None else mask)
+    if attrs["right"] is not None:
+        scores = np.where(np.arange(k.shape[2]) <= np.arange(q.shape[2])[:, None] + attrs["right"], scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    ds = p * (np.einsum("bhld,bhsd->bhls", dy, values) - (dy * y).sum(-1, keepdims=True))
+    dk, dv = np.einsum("bhls,bhld->bhsd", ds, q) * attrs["scale"], np.einsum("bhls,bhld->bhsd", p, dy)
+    together = [x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(2) for x in (dk, dv)]
+    return np.einsum("bhls,bhsd->bhld", ds, keys) * attrs["scale"], *together
+
+
 CASES = [
     case(qkv(), FLOATS),
     case(qkv(hq=2), FLOATS, softcap=0.7),
@@ -143,6 +159,21 @@ CASES = [
             ("plain", True, (None, None)),
             ("gated", False, (f32(2, 2, 3, 4), None)),
             ("delta", True, (f32(2, 2, 3, 4), f32(2, 2, 3, 1))),
+        )
+    ],
+    *[
+        Case(
+            "attention_gradient",
+            [f32(2, 4, 3, 5), f32(2, 4, 3, 5), f32(2, 4, 3, 6), f32(2, h, 7, 6), f32(2, h, 7, 5), mask],
+            {"scale": 0.4, "right": right},
+            attention_gradient,
+            tolerance=(1e-4, 1e-5),
+            name=name,
+        )
+        for h, mask, right, name in (
+            (4, None, None, "plain"),
+            (2, f32(2, 1, 3, 7), None, "masked"),
+            (1, None, 4, "causal"),
         )
     ],
 ]
