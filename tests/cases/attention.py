@@ -88,6 +88,14 @@ LENGTHS = np.array([5, 2], np.int64)
 HEADS = (f32(2, 4, 3, 4), f32(2, 2, 3, 4), f32(2, 2, 3, 5))
 
 
+drawn = np.random.default_rng(7)
+
+
+def own(*shape):
+    """Numbers that leave those of all other rows as they are."""
+    return drawn.standard_normal(shape).astype(np.float32)
+
+
 def attention_gradient(dy, y, q, k, v, mask=None, **attrs):
     """y is taken as it is given, though it is no result of these operands: what is asked is the formula."""
     group = q.shape[1] // k.shape[1]
@@ -164,7 +172,7 @@ CASES = [
     *[
         Case(
             "attention_gradient",
-            [f32(2, 4, 3, 5), f32(2, 4, 3, 5), f32(2, 4, 3, 6), f32(2, h, 7, 6), f32(2, h, 7, 5), mask],
+            [own(2, 4, 3, 5), own(2, 4, 3, 5), own(2, 4, 3, 6), own(2, h, 7, 6), own(2, h, 7, 5), mask],
             {"scale": 0.4, "right": right},
             attention_gradient,
             tolerance=(1e-4, 1e-5),
@@ -172,7 +180,7 @@ CASES = [
         )
         for h, mask, right, name in (
             (4, None, None, "plain"),
-            (2, f32(2, 1, 3, 7), None, "masked"),
+            (2, own(2, 1, 3, 7), None, "masked"),
             (1, None, 4, "causal"),
         )
     ],
