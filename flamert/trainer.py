@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flamert import dtypes, losses
-from flamert.errors import CheckpointError, InputError, NonFiniteLoss, UnsupportedOp
+from flamert.errors import CheckpointError, InputError, NonFiniteLoss
 from flamert.feeds import checked
 from flamert.graph import Value
 from flamert.metrics import metrics_of
@@ -67,7 +67,8 @@ class Trainer:
     stay float32, and for "fp16" losses are scaled, the scale halved and the step left out where gradients are too large for
     it. clip_norm: the global norm that gradients are scaled down to.
     accumulate: batches whose gradients are averaged for one update. ema: decay of moving averages of the parameters, which
-    `evaluate` and `export` then use.
+    `evaluate` and `export` then use. recompute: whether to make activations, norms and softmax again in the backward pass
+    instead of keeping them: less memory for more passes over it, and the same numbers bit for bit.
     Raises InputError for what does not fit the model; NoGradient, at the first step, where the loss cannot be differentiated.
     """
 
@@ -85,7 +86,7 @@ class Trainer:
         accumulate: int = 1,
         seed: int = 0,
         ema: float | None = None,
-        recompute: str | None = None,
+        recompute: bool | None = None,
     ) -> None:
         judges = loss is None or isinstance(loss, str) or callable(loss)
         if not (isinstance(model, Model) and judges and isinstance(optimizer, Optimizer)):
@@ -93,8 +94,6 @@ class Trainer:
             raise InputError(f"a Trainer takes a model of fr.load, a loss and an optimizer of fr.optim, not ({given})")
         if precision not in PRECISIONS:
             raise InputError(f"precision={precision!r}: one of {', '.join(map(repr, PRECISIONS))}")
-        if recompute is not None:
-            raise UnsupportedOp("recompute is not implemented; leave it out")
         if accumulate < 1 or (ema is not None and not 0 < ema < 1) or (clip_norm is not None and clip_norm <= 0):
             raise InputError(f"accumulate={accumulate}, ema={ema}, clip_norm={clip_norm}: at least 1, in (0, 1), above 0")
         self.model, self.device = model, model.device
@@ -109,7 +108,7 @@ class Trainer:
         self.resumed = False
         self.history = History()
         held = frozenset((*self.trainable, *model.origin.statistics))
-        self.plans = Plans(model, self.loss, self.output, held, precision)
+        self.plans = Plans(model, self.loss, self.output, held, precision, bool(recompute))
         self._updates: dict[tuple[str, ...], Plan] = {}
         self._calls, self._gathered = 0, 0
         self._assigned = model.params.assigned

@@ -48,7 +48,7 @@ class Planned(NamedTuple):
 
 
 class Plans:
-    """loss, output, precision: as for `step.objective`. weights: names of those that live in state."""
+    """loss, output, precision: as for `step.objective`. weights: those that live in state. thrifty: see `Draft.plan`."""
 
     def __init__(
         self,
@@ -57,7 +57,9 @@ class Plans:
         output: str,
         weights: frozenset[str],
         precision: str = "fp32",
+        thrifty: bool = False,
     ) -> None:
+        self.thrifty = thrifty
         self.model, self.loss, self.output, self.weights, self.precision = model, loss, output, weights, precision
         self._known: OrderedDict[Hashable, list[Planned]] = OrderedDict()
         self._told = False
@@ -122,7 +124,7 @@ class Plans:
         task = self.objective(Batch(feeds, targets), seed, outputs)
         sketch, groups = draft(task)
         passed = [*task.feeds.values(), *task.targets.values()]
-        plan = sketch.plan(self.model, passed, [v for group in groups for v in group])
+        plan = sketch.plan(self.model, passed, [v for group in groups for v in group], thrifty=self.thrifty)
         return Planned(plan, task, tuple(map(len, groups)), sketch.written, self.model.device)
 
 

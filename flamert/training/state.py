@@ -10,6 +10,7 @@ import numpy as np
 from flamert import graph as g
 from flamert.graph import Graph, TensorType, Value
 from flamert.model import Model
+from flamert.passes.recompute import recompute
 from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan
 
@@ -80,9 +81,14 @@ class Draft:
         """The function of `inputs` and all that is read, which gives `outputs` and all that is written, in these orders."""
         return Graph([*inputs, *self._inputs.values()], [*outputs, *self._updates.values()])
 
-    def plan(self, model: Model, inputs: Sequence[Value], outputs: Sequence[Value]) -> Plan:
-        """The plan that takes `inputs`, returns `outputs` and does the writing."""
+    def plan(self, model: Model, inputs: Sequence[Value], outputs: Sequence[Value], *, thrifty: bool = False) -> Plan:
+        """The plan that takes `inputs`, returns `outputs` and does the writing.
+
+        thrifty: cheap results on the way to the first output are made again where the rest reads them, not kept.
+        """
         graph = model.prepared(self.graph(inputs, outputs))
+        if thrifty:
+            graph = recompute(graph, graph.outputs[0])
         arrays = self.state.arrays
         state = {value: arrays[name] for name, value in self._inputs.items()}
         updates = {len(outputs) + i: arrays[name] for i, name in enumerate(self._updates)}
