@@ -21,20 +21,42 @@ class Folding:
     def __init__(self) -> None:
         self._arrays: weakref.WeakValueDictionary[Hashable, np.ndarray] = weakref.WeakValueDictionary()
 
-    def array(self, value: Value, keys: dict[Node, Hashable]) -> Any:
-        """The contents of a known Value. `keys`: what this method notes of nodes; for the caller to keep while they live."""
+    def array(self, value: Value, keys: dict[Node, Hashable], seen: bool = False) -> Any:
+        """The contents of a known Value. `keys`: what this method notes of nodes; for the caller to keep while they live.
+
+        seen: a large one may be a constant seen another way, of any strides, which takes no memory.
+        """
         if value.type.nbytes <= SMALL or value.dtype.hasobject:
             return evaluate([value])[0]
         for node in topological([value]):
             if node not in keys:
                 keys[node] = _key(node, keys)
-        key = (keys[value.node], value.index)
+        key = (keys[value.node], value.index, seen)
         found = self._arrays.get(key)
         if found is None:
-            found = self._arrays[key] = evaluate([value])[0]
+            found = _view(value) if seen else None
+            found = self._arrays[key] = evaluate([value])[0] if found is None else found
             # Keys tell large constants apart by identity, so these must live as long as the array does.
             weakref.finalize(found, _release, value).atexit = False
         return found
+
+
+def _view(value: Value) -> np.ndarray | None:
+    """A constant's array as views of it show it; None where more than views lies between, or they need a copy."""
+    chain: list[Node] = []
+    node = value.node
+    while node.op is not CONSTANT:
+        if node.op.view is None:
+            return None
+        chain.append(node)
+        node = node.inputs[0].node  # type: ignore[union-attr]
+    array = node.attrs["value"]
+    try:
+        for step in reversed(chain):
+            array = step.op.view(array, **step.attrs)
+    except ValueError:
+        return None
+    return array  # type: ignore[no-any-return]
 
 
 def _release(operands: Value) -> None:

@@ -21,7 +21,8 @@ def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
     """
     keys: dict[Node, Hashable] = {}
     folding = cache.setdefault(Folding, Folding())
-    values = {v: g.constant(folding.array(v, keys)) for v in _frontier(graph)}
+    packed = _packed(graph)
+    values = {v: g.constant(folding.array(v, keys, seen=v in packed)) for v in _frontier(graph)}
     if not values:
         return graph
 
@@ -31,6 +32,20 @@ def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
         return None
 
     return rebuild(graph, rule)
+
+
+PRODUCTS = ("matmul", "linear")
+"""Ops that pack their right operand for good, whatever its strides."""
+
+
+def _packed(graph: Graph) -> set[Value]:
+    """Known matrices that nothing reads but products, as their right operand."""
+    found = {v for n in graph.nodes if n.op.name in PRODUCTS for v in n.inputs[1:2] if v is not None and v.rank == 2}
+    for node in graph.nodes:
+        for i, v in enumerate(node.inputs):
+            if v in found and not (i == 1 and node.op.name in PRODUCTS):
+                found.discard(v)
+    return found - set(graph.outputs)
 
 
 def _frontier(graph: Graph) -> list[Value]:

@@ -35,7 +35,7 @@ def _constant_weights(node: Node) -> bool:
     return node.inputs[1] is not None and node.inputs[1].rank == 2 and node.inputs[1].constant is not None
 
 
-@kernel(linear, "numpy", when=native(_constant_weights), bind=True, contiguous=True)
+@kernel(linear, "numpy", when=native(_constant_weights), bind=True, contiguous=(0, 2, 3))
 def _(
     site: Site, out: Any, x: Any, w: Any, bias: Any = None, residual: Any = None, *, activation: str, alpha: float, beta: float
 ) -> Callable[[], None]:
