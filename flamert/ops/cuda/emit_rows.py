@@ -133,113 +133,123 @@ def rows_kernel(
     rank: merged axes of rows; lengths of all but the outermost are given, and of each operand the strides, in elements, along
     those that it moves with.
     """
-    plan = schedule(program, [o.along for o in operands], results)
-    n = len(operands)
-    stored = [i for i, o in enumerate(operands) if o.literal is None]
-    parameters = [f"const {STORED[operands[i].type.dtype]}* a{i}" for i in stored]
-    parameters += [f"{STORED[types[n + k].dtype]}* o{k}" for k in results] + ["u32 n"]
-    parameters += [f"u32 d{k}" for k in range(1, rank)]
-    parameters += [f"long long s{i}_{k}" for i in stored for k in range(rank) if operands[i].steps[k]]
-    lines = [f"const u32 lane = threadIdx.x % {shape.threads};"]
-    lines.append(f"const u32 row = blockIdx.x * {shape.rows}u + threadIdx.x / {shape.threads};")
-    lines.append("if (row >= n) return;")
-    lines += decomposed("row", "u32", rank)
-    for i in stored:
-        place = " + ".join(f"x{k} * s{i}_{k}" for k in range(rank) if operands[i].steps[k]) or "0"
-        lines.append(f"a{i} += {place};")
-        if not operands[i].along:
-            lines.append(f"const {COMPUTED[operands[i].type.dtype]} t{i} = load(a{i}[0]);")
-    names = [f"t{i}" if o.literal is None else literal(o.literal, o.type.dtype) for i, o in enumerate(operands)]
-    names += [f"t{n + k}" for k in range(len(program))]
-    for i in plan.kept:
-        lines.append(f"{COMPUTED[types[i].dtype]} v{i}[{shape.turns * shape.width}];")
-    lines += _numbers(program, types, plan, names, 0)
-    for at in range(plan.passes):
-        lines += _pass(program, types, operands, results, plan, names, shape, at)
-        lines += _numbers(program, types, plan, names, at + 1)
-    for k in results:
-        if not plan.full[n + k]:
-            c = STORED[types[n + k].dtype]
-            lines.append(f"if (lane == 0) o{k}[row] = Store<{c}, {COMPUTED[types[n + k].dtype]}>::as({names[n + k]});")
-    inner = "\n  ".join(lines)
-    threads = shape.threads * shape.rows
-    head = f'extern "C" __global__ void __launch_bounds__({threads}) rows({", ".join(parameters)})'
-    return f"{HEADER}{REDUCERS}\n{head} {{\n  {inner}\n}}\n"
+    return _Kernel(program, types, operands, results, shape).source(rank)
 
 
-def _numbers(
-    program: Sequence[Instruction], types: Sequence[TensorType], plan: Schedule, names: Sequence[str], at: int
-) -> list[str]:
-    """Statements for the numbers of a row that are known before pass `at`, and not before the one before it."""
-    n = len(types) - len(program)
-    lines = []
-    for k, step in enumerate(program):
-        value = n + k
-        if not plan.full[value] and plan.stage[value] == at and step.op not in REDUCTIONS:
-            text = expression(step, [names[i] for i in step.operands], types[value].dtype, types)
-            lines.append(f"const {COMPUTED[types[value].dtype]} {names[value]} = {text};")
-    return lines
+class _Kernel:
+    """What is known of a kernel while it is written. Values go by number; their C names are t0, t1, …, or literals."""
 
+    def __init__(
+        self,
+        program: Sequence[Instruction],
+        types: Sequence[TensorType],
+        operands: Sequence[RowOperand],
+        results: Sequence[int],
+        shape: Shape,
+    ) -> None:
+        self.program, self.types, self.operands, self.shape = program, types, operands, shape
+        self.plan = schedule(program, [o.along for o in operands], results)
+        self.first = len(operands)
+        self.results = [(k, self.first + k) for k in results]
+        self.stored = [STORED[t.dtype] for t in types]
+        self.computed = [COMPUTED[t.dtype] for t in types]
+        self.names = [f"t{i}" if o.literal is None else literal(o.literal, o.type.dtype) for i, o in enumerate(operands)]
+        self.names += [f"t{self.first + k}" for k in range(len(program))]
 
-def _pass(
-    program: Sequence[Instruction],
-    types: Sequence[TensorType],
-    operands: Sequence[RowOperand],
-    results: Sequence[int],
-    plan: Schedule,
-    names: Sequence[str],
-    shape: Shape,
-    at: int,
-) -> list[str]:
-    """One pass over the row: load, compute, keep, add up and store what belongs to it; then the sums across threads."""
-    n, width = len(operands), shape.width
-    reductions = [k for k, s in enumerate(program) if s.op in REDUCTIONS and plan.stage[n + k] == at + 1]
-    now = [k for k in range(len(program)) if plan.full[n + k] and plan.stage[n + k] == at]
-    read = {i for k in (*now, *reductions) for i in program[k].operands if plan.full[i]}
-    loaded = [i for i in range(n) if operands[i].along and plan.stage[i] == at and i in read]
-    lines = []
-    for k in reductions:
-        c = COMPUTED[types[n + k].dtype]
-        lines.append(f"{c} t{n + k} = ({c})({FOLDS[program[k].op][2]});")
-    lines += ["#pragma unroll", f"for (int turn = 0; turn < {shape.turns}; turn++) {{"]
-    body = [f"const u32 at = (turn * {shape.threads} + lane) * {width};"]
-    guarded = shape.length % (shape.threads * width) != 0
-    if guarded:
-        body.append(f"if (at < {shape.length}u) {{")
-    for i in loaded:
-        c = STORED[operands[i].type.dtype]
-        body.append(f"const Pack<{c}, {width}> p{i} = *(const Pack<{c}, {width}>*)(a{i} + at);")
-    written = [k for k in results if plan.full[n + k] and plan.stage[n + k] == at]
-    body += [f"Pack<{STORED[types[n + k].dtype]}, {width}> q{k};" for k in written]
-    body += ["#pragma unroll", f"for (int v = 0; v < {width}; v++) {{"]
-    for i in loaded:
-        body.append(f"  const {COMPUTED[operands[i].type.dtype]} t{i} = load(p{i}.v[v]);")
-    for i in sorted(read - set(loaded)):
-        if plan.stage[i] < at:
-            body.append(f"  const {COMPUTED[types[i].dtype]} t{i} = v{i}[turn * {width} + v];")
-    for k in now:
-        text = expression(program[k], [names[i] for i in program[k].operands], types[n + k].dtype, types)
-        body.append(f"  const {COMPUTED[types[n + k].dtype]} t{n + k} = {text};")
-    for i in plan.kept:
-        if plan.stage[i] == at:
-            body.append(f"  v{i}[turn * {width} + v] = t{i};")
-    for k in reductions:
-        fold = FOLDS[program[k].op][1].format(f"t{n + k}", names[program[k].operands[0]])
-        body.append(f"  t{n + k} = {fold};")
-    for k in written:
-        body.append(f"  q{k}.v[v] = Store<{STORED[types[n + k].dtype]}, {COMPUTED[types[n + k].dtype]}>::as(t{n + k});")
-    body.append("}")
-    for k in written:
-        place = f"o{k} + (size_t)row * {shape.length}u + at"
-        body.append(f"*(Pack<{STORED[types[n + k].dtype]}, {width}>*)({place}) = q{k};")
-    if guarded:
-        body.append("}")
-    lines += [f"  {s}" for s in body] + ["}"]
-    for k in reductions:
-        lines.append(f"t{n + k} = over_row<{FOLDS[program[k].op][0]}, {shape.threads}>(t{n + k});")
-        if program[k].op == "reduce_mean":
-            lines.append(f"t{n + k} = t{n + k} / {shape.length};")
-        if types[n + k].dtype in dtypes.HALF:
-            c = STORED[types[n + k].dtype]
-            lines.append(f"t{n + k} = load(Store<{c}, float>::as(t{n + k}));")
-    return lines
+    def source(self, rank: int) -> str:
+        shape, plan = self.shape, self.plan
+        read = [i for i, o in enumerate(self.operands) if o.literal is None]
+        parameters = [f"const {self.stored[i]}* a{i}" for i in read]
+        parameters += [f"{self.stored[i]}* o{k}" for k, i in self.results] + ["u32 n"]
+        parameters += [f"u32 d{k}" for k in range(1, rank)]
+        parameters += [f"long long s{i}_{k}" for i in read for k in range(rank) if self.operands[i].steps[k]]
+        lines = [f"const u32 lane = threadIdx.x % {shape.threads};"]
+        lines.append(f"const u32 row = blockIdx.x * {shape.rows}u + threadIdx.x / {shape.threads};")
+        lines.append("if (row >= n) return;")
+        lines += decomposed("row", "u32", rank)
+        for i in read:
+            place = " + ".join(f"x{k} * s{i}_{k}" for k in range(rank) if self.operands[i].steps[k]) or "0"
+            lines.append(f"a{i} += {place};")
+            if not self.operands[i].along:
+                lines.append(f"const {self.computed[i]} t{i} = load(a{i}[0]);")
+        lines += [f"{self.computed[i]} v{i}[{shape.turns * shape.width}];" for i in plan.kept]
+        lines += self.numbers(0)
+        for at in range(plan.passes):
+            lines += [*self.over_the_row(at), *self.numbers(at + 1)]
+        for k, i in self.results:
+            if not plan.full[i]:
+                lines.append(f"if (lane == 0) o{k}[row] = {self.rounded(i)};")
+        inner = "\n  ".join(lines)
+        threads = shape.threads * shape.rows
+        head = f'extern "C" __global__ void __launch_bounds__({threads}) rows({", ".join(parameters)})'
+        return f"{HEADER}{REDUCERS}\n{head} {{\n  {inner}\n}}\n"
+
+    def rounded(self, i: int) -> str:
+        """A value as it is stored."""
+        return f"Store<{self.stored[i]}, {self.computed[i]}>::as({self.names[i]})"
+
+    def computation(self, i: int) -> str:
+        """The statement that makes a value of others."""
+        step = self.program[i - self.first]
+        text = expression(step, [self.names[j] for j in step.operands], self.types[i].dtype, self.types)
+        return f"const {self.computed[i]} {self.names[i]} = {text};"
+
+    def made(self, at: int, full: bool) -> list[int]:
+        """Values, of one for each element or one for a row, that elementwise instructions make in pass `at`."""
+        values = range(self.first, len(self.types))
+        return [
+            i
+            for i in values
+            if self.plan.full[i] == full and self.plan.stage[i] == at and self.program[i - self.first].op not in REDUCTIONS
+        ]
+
+    def numbers(self, at: int) -> list[str]:
+        """Statements for the numbers of a row that are known before pass `at`, and not before the one before it."""
+        return [self.computation(i) for i in self.made(at, full=False)]
+
+    def over_the_row(self, at: int) -> list[str]:
+        """One pass: load, compute, keep, add up and store what belongs to it; then the sums across threads."""
+        shape, plan = self.shape, self.plan
+        sums = [
+            (self.first + k, step.op, step.operands[0])
+            for k, step in enumerate(self.program)
+            if step.op in REDUCTIONS and plan.stage[self.first + k] == at + 1
+        ]
+        written = [(k, i) for k, i in self.results if plan.full[i] and plan.stage[i] == at]
+        loaded, elements = self.elements(at, [of for _, _, of in sums])
+        elements += [f"t{i} = {FOLDS[op][1].format(f't{i}', self.names[of])};" for i, op, of in sums]
+        elements += [f"q{k}.v[v] = {self.rounded(i)};" for k, i in written]
+        packs = {i: f"Pack<{self.stored[i]}, {shape.width}>" for i in (*loaded, *[i for _, i in written])}
+        body = [f"const {packs[i]} p{i} = *(const {packs[i]}*)(a{i} + at);" for i in loaded]
+        body += [f"{packs[i]} q{k};" for k, i in written]
+        body += ["#pragma unroll", f"for (int v = 0; v < {shape.width}; v++) {{", *[f"  {e}" for e in elements], "}"]
+        body += [f"*({packs[i]}*)(o{k} + (size_t)row * {shape.length}u + at) = q{k};" for k, i in written]
+        if shape.length % (shape.threads * shape.width):
+            body = [f"if (at < {shape.length}u) {{", *body, "}"]
+        lines = [f"{self.computed[i]} t{i} = ({self.computed[i]})({FOLDS[op][2]});" for i, op, _ in sums]
+        lines += ["#pragma unroll", f"for (int turn = 0; turn < {shape.turns}; turn++) {{"]
+        lines += [f"  const u32 at = (turn * {shape.threads} + lane) * {shape.width};", *[f"  {b}" for b in body], "}"]
+        return [*lines, *[line for i, op, _ in sums for line in self.joined(i, op)]]
+
+    def elements(self, at: int, summed: Sequence[int]) -> tuple[list[int], list[str]]:
+        """Operands that pass `at` loads, and statements for one element: what comes from memory, from before, and is made."""
+        plan, width = self.plan, self.shape.width
+        made = self.made(at, full=True)
+        read = {j for i in made for j in self.program[i - self.first].operands if plan.full[j]}
+        read |= {i for i in summed if plan.full[i]}
+        loaded = [i for i in range(self.first) if self.operands[i].along and plan.stage[i] == at and i in read]
+        lines = [f"const {self.computed[i]} t{i} = load(p{i}.v[v]);" for i in loaded]
+        earlier = [i for i in sorted(read) if plan.stage[i] < at]
+        lines += [f"const {self.computed[i]} t{i} = v{i}[turn * {width} + v];" for i in earlier]
+        lines += [self.computation(i) for i in made]
+        lines += [f"v{i}[turn * {width} + v] = t{i};" for i in plan.kept if plan.stage[i] == at]
+        return loaded, lines
+
+    def joined(self, i: int, op: str) -> list[str]:
+        """Statements that make one number of a row of what its threads have added up."""
+        lines = [f"t{i} = over_row<{FOLDS[op][0]}, {self.shape.threads}>(t{i});"]
+        if op == "reduce_mean":
+            lines.append(f"t{i} = t{i} / {self.shape.length};")
+        if self.types[i].dtype in dtypes.HALF:
+            lines.append(f"t{i} = load({self.rounded(i)});")
+        return lines
