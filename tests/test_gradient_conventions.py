@@ -123,7 +123,7 @@ def test_in_every_type(op, dtype):
             if want is not None:
                 assert got.dtype == dtype
                 size = max(1.0, float(np.abs(want).max(initial=0)))
-                np.testing.assert_allclose(got.astype(np.float64), want, 4 * rtol, 4 * atol * size, err_msg=str(case))
+                np.testing.assert_allclose(got.astype(np.float64), want, 2 * rtol, 2 * atol * size, err_msg=str(case))
 
 
 def rounded(x, scale, zero):

@@ -13,9 +13,13 @@ ort = pytest.importorskip("onnxruntime")
 TOLERANCE = {("basic_pitch_nmp", "const_fold_opt__664"): 0.15, ("basic_pitch_nmp", "const_fold_opt__655"): 0.15}
 """Relative error allowed, 1 % elsewhere: kernels of a logarithmic CQT are so ill-conditioned that engines differ by 9 %."""
 
-STEPS = (3e-2, 1e-2, 3e-3, 2e-3, 1e-3, 5e-4, 3e-4, 2e-4, 1e-4, 5e-5, 3e-5, 2e-5, 1e-5)
+STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """How far the differences should move the loss, relative to the sum of its terms' sizes: float32 leaves noise in short steps,
 kinks and curvature spoil long ones."""
+
+
+NEIGHBOURS = (0.8, 0.9, 1.0, 1.1, 1.25)
+"""Each step is taken in these lengths, and the mean counts: float32's rounding differs from one to the next."""
 
 
 def loss_weights(outputs, seed=3):
@@ -69,7 +73,9 @@ def test_gradients(name):
         run = Runner(path, weight, feeds, weights, model.params[weight])
         errors = []
         for step in STEPS:
-            rise = step * size
-            up, down = (run((run.at + s * rise / slope**2 * gradient).astype(np.float32)) for s in (1, -1))
-            errors.append(float(abs((up - down) / (2 * rise) - 1)))
+            ratios = []
+            for rise in (step * length * size for length in NEIGHBOURS):
+                up, down = (run((run.at + s * rise / slope**2 * gradient).astype(np.float32)) for s in (1, -1))
+                ratios.append((up - down) / (2 * rise))
+            errors.append(float(abs(np.mean(ratios) - 1)))
         assert min(errors) < TOLERANCE.get((name, weight), 0.01), f"{weight}: relative errors {errors} for steps {STEPS}"
