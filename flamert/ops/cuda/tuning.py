@@ -68,18 +68,25 @@ def choices(library: str, version: int, device: int) -> Choices:
 
 
 def fastest(candidates: Sequence[Callable[[], Any]]) -> int:
-    """The number of the fastest of these launches, by the median of a few; one that raises is out of the race."""
+    """The number of the fastest of these launches, by the median of a few; one that raises is out of the race.
+
+    Raises what the last of them raised where all do.
+    """
     import cupy
 
-    best, winner = float("inf"), 0
+    best, winner = float("inf"), -1
+    fault: Exception | None = None
     for i, launch in enumerate(candidates):
         try:
             launch()
             times = sorted(_timed(cupy, launch) for _ in range(REPEATS))
-        except FlamertError:
+        except Exception as error:  # of whichever library it is
+            fault = error
             continue
         if times[REPEATS // 2] < best:
             best, winner = times[REPEATS // 2], i
+    if winner < 0 and fault is not None:
+        raise fault
     return winner
 
 
