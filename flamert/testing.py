@@ -13,6 +13,7 @@ from flamert import graph as g
 from flamert.graph import Graph, Node
 from flamert.ops.evaluate import apply, evaluate
 from flamert.ops.op import OPS, Op
+from flamert.rewrite import with_inputs
 from flamert.runtime.device import device as device_named
 from flamert.runtime.plan import Plan
 
@@ -68,6 +69,8 @@ def check_op(case: Case, dtype: np.dtype = dtypes.float32, device: str = "cpu") 
                 results = apply(node, inputs, kernel=kernel)
             _compare(case, f"kernel {kernel.backend or 'reference'}", node, results, expected)
     _compare(case, f"plan on {device}", node, run_plan(node, inputs, device), expected)
+    found = run_plan(node, inputs, device, hot=True, turned=True)
+    _compare(case, f"hot plan on {device} with operands turned around", node, found, expected)
     if op.body is not None and backend == "numpy":
         fresh = _node(op, inputs, case)
         _compare(case, "body", node, run_plan(fresh, inputs, device, expand_body=True), expected)
@@ -170,16 +173,27 @@ def expected_of(case: Case, inputs: Sequence[Any]) -> tuple[np.ndarray, ...]:
     return expected if isinstance(expected, tuple) else (expected,)
 
 
-def run_plan(node: Node, inputs: Sequence[Any], device: str, expand_body: bool = False) -> list[np.ndarray]:
-    """The node as a graph of its own, planned and run on a device; results on the host."""
+def run_plan(
+    node: Node, inputs: Sequence[Any], device: str, expand_body: bool = False, *, hot: bool = False, turned: bool = False
+) -> list[np.ndarray]:
+    """The node as a graph of its own, planned and run on a device twice; results of the second run on the host.
+
+    hot: with the kernels of a plan that runs often, recorded where the device records. turned: on operands that lie with their
+    axes reversed, so that none of several axes is contiguous.
+    """
     from flamert.ops.op import expand
 
-    outputs = expand(node) if expand_body else node.outputs
     where = device_named(device)
     given = [(v, x) for v, x in zip(node.inputs, inputs, strict=False) if v is not None and v.node.op is not g.CONSTANT]
-    graph = Graph([v for v, _ in given], outputs)
-    plan = Plan(graph, where)
     arrays = [where.upload(x) for _, x in given]
+    sources = [v for v, _ in given]
+    if turned:
+        arrays = [where.upload(np.ascontiguousarray(np.transpose(x))) for _, x in given]
+        sources = [g.input(g.TensorType(v.shape[::-1], v.dtype)) for v, _ in given]
+        views = {v: OPS["transpose"](s, perm=tuple(range(v.rank))[::-1]) for (v, _), s in zip(given, sources, strict=True)}
+        node = with_inputs(node, tuple([v if v is None else views.get(v, v) for v in node.inputs]))
+    graph = Graph(sources, expand(node) if expand_body else node.outputs)
+    plan = Plan(graph, where, hot=hot)
     plan(*arrays)
     return [where.download(r, v.dtype) for r, v in zip(plan(*arrays), graph.outputs, strict=True)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ from flamert.graph import Node, TensorType
 from flamert.ops import OPS
 from flamert.ops.conv import conv, conv_transpose, conv_weight_gradient
 from flamert.ops.cuda.cudnn import TYPES, WORKSPACE_BYTES, Convolution, Tensor, Windows, available, version
-from flamert.ops.cuda.emit import Operand, chain
-from flamert.ops.cuda.pointwise import THREADS, compiled, value_types
+from flamert.ops.cuda.pointwise import launch
 from flamert.ops.cuda.tuning import choices, fastest
 from flamert.ops.op import Site, kernel, reference
 from flamert.ops.pointwise import Instruction
@@ -278,62 +276,52 @@ def _finished(
     """One pass over `out`, in place, for what cuDNN did not do; none if it did everything."""
     if bias is None and residual is None and gate is None and not activation:
         return []
-    type = TensorType((out.size // out.shape[-1], out.shape[-1]), site.node.types[0].dtype)
-    chain_ = _Chain(type, out)
+    chain = _Chain(site.node.types[0], out)
     value = 0
     for more in (bias, residual):
         if more is not None:
-            value = chain_.add("add", value, chain_.operand(more))
+            value = chain.add("add", value, chain.operand(more))
     if activation == "clip":
-        value = chain_.add("maximum", value, chain_.number(alpha))
-        value = chain_.add("minimum", value, chain_.number(beta))
+        value = chain.add("maximum", value, chain.number(alpha))
+        value = chain.add("minimum", value, chain.number(beta))
     elif activation:
         given = {"alpha": alpha, "beta": beta}
         attrs = {"alpha": 1.0} if activation == "swish" else {k: given[k] for k in NAMED.get(activation, ())}
-        value = chain_.add(activation, value, attrs=attrs)
+        value = chain.add(activation, value, attrs=attrs)
     if gate is not None:
-        passes = chain_.add("greater", chain_.operand(gate), chain_.number(0.0))
-        chain_.add("where", passes, value, chain_.number(0.0))
-    return [chain_.launch(site)]
+        passes = chain.add("greater", chain.operand(gate), chain.number(0.0))
+        chain.add("where", passes, value, chain.number(0.0))
+    return [chain.launch()]
 
 
 class _Chain:
-    """A chain over `out` as [rows, channels], which it reads and writes. Numbers below 100 are operands, others results."""
+    """A chain over `out`, which it reads and writes. Numbers below 100 are operands, others results."""
 
     def __init__(self, type: TensorType, out: Any) -> None:
         self.type, self.arrays = type, [out]
-        self.operands = [Operand(type.dtype, (2, 1))]
+        self.literals: list[float | None] = [None]
         self.steps: list[tuple[str, tuple[int, ...], dict[str, float]]] = []
 
     def operand(self, array: Any) -> int:
-        """One of out's shape, or one number for each channel."""
-        per_channel = array.size == self.type.shape[1] and array.size != self.type.size
-        self.operands.append(Operand(self.type.dtype, (0, 1) if per_channel else (2, 1)))
+        """One that broadcasts to out's shape, of any strides."""
         self.arrays.append(array)
-        return len(self.operands) - 1
+        self.literals.append(None)
+        return len(self.arrays) - 1
 
     def number(self, value: float) -> int:
-        self.operands.append(Operand(self.type.dtype, (0, 0), value))
-        return len(self.operands) - 1
+        self.arrays.append(self.arrays[0][(0,) * self.type.rank])
+        self.literals.append(value)
+        return len(self.arrays) - 1
 
     def add(self, op: str, *operands: int, attrs: dict[str, float] | None = None) -> int:
         self.steps.append((op, operands, attrs or {}))
         return 100 + len(self.steps) - 1
 
-    def launch(self, site: Site) -> Launch:
-        n = len(self.operands)
+    def launch(self) -> Launch:
+        n = len(self.arrays)
         program = tuple(
             Instruction(op, tuple(i if i < 100 else n + i - 100 for i in operands), tuple(attrs.items()))
             for op, operands, attrs in self.steps
         )
-        shapes: dict[tuple[int, ...], tuple[int, ...]] = {(2, 1): self.type.shape, (0, 1): self.type.shape[1:], (0, 0): ()}
-        types = value_types(program, [TensorType(shapes[o.strides], o.dtype) for o in self.operands])
-        rows, channels = self.type.shape
-        width = math.gcd(16 // self.type.dtype.itemsize, channels)
-        run = compiled(chain(program, types, self.operands, (len(program) - 1,), 2, width, False), "chain")
-        xp = site.xp
-        stored = [o for o in self.operands if o.literal is None]
-        arguments = [*self.arrays, self.arrays[0], xp.uint32(rows * channels), xp.uint32(channels)]
-        arguments += [xp.int64(channels if d == 2 else 1) for o in stored for d in o.strides if d]
-        blocks = math.ceil(rows * channels / (width * THREADS))
-        return functools.partial(run, (blocks,), (THREADS,), tuple(arguments))
+        types = [TensorType(x.shape, self.type.dtype) for x in self.arrays]
+        return launch([self.arrays[0]], self.arrays, types, self.literals, program, (len(program) - 1,))

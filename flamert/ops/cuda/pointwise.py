@@ -66,10 +66,25 @@ def _(site: Site, out: Any, *inputs: Any, program: tuple[Instruction, ...], resu
 def _bound(
     site: Site, outs: Sequence[Any], inputs: Sequence[Any], program: tuple[Instruction, ...], results: tuple[int, ...]
 ) -> Callable[[], None]:
-    """The launch of a chain's kernel."""
-    node, out = site.node, outs[0]
-    types = value_types(program, [v.type for v in node.inputs if v is not None])
-    literals = [known(v) for v in node.inputs]
+    operands = [v for v in site.node.inputs if v is not None]
+    return launch(outs, inputs, [v.type for v in operands], [known(v) for v in operands], program, results)
+
+
+def launch(
+    outs: Sequence[Any],
+    inputs: Sequence[Any],
+    given: Sequence[TensorType],
+    literals: Sequence[Any],
+    program: tuple[Instruction, ...],
+    results: tuple[int, ...],
+) -> Callable[[], None]:
+    """The launch of a chain's kernel.
+
+    outs: arrays for the instructions numbered `results`, contiguous. inputs: arrays of any strides, of types `given`; one may
+    be an array of `outs`. literals: for each the only element, where that is known, or None.
+    """
+    out = outs[0]
+    types = value_types(program, given)
     stored = [literal is None for literal in literals]
     loop = merged(out.shape, [*[_strides(x, out.shape) for x in inputs], _strides(out, out.shape)])
     strides = loop.strides[:-1]
