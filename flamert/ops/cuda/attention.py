@@ -64,12 +64,12 @@ def _(
 ) -> Callable[[], None]:
     copies, (q, k, v) = _dense(site.xp, q, k, v)
     made = Attention(
-        [Tensor.of(x) for x in (q, k, v)],
-        Tensor.of(out),
+        [Tensor.as_it_lies(x) for x in (q, k, v)],
+        Tensor.as_it_lies(out),
         site.node.types[0].dtype,
         scale=scale,
         causal=right == 0,
-        mask=None if mask is None else Tensor.of(mask),
+        mask=None if mask is None else Tensor.as_it_lies(mask),
         device=site.device.index,
     )
     run = made.forward((q, k, v), mask, out, None, site.work[0], site.xp.cuda.get_current_stream)
@@ -107,12 +107,12 @@ def _(
     work, again, stats = site.work
     copies, (dy, q, k, v) = _dense(site.xp, dy, q, k, v)
     made = Attention(
-        [Tensor.of(x) for x in (q, k, v)],
-        Tensor.of(again),
+        [Tensor.as_it_lies(x) for x in (q, k, v)],
+        Tensor.as_it_lies(again),
         site.node.types[0].dtype,
         scale=scale,
         causal=right == 0,
-        mask=None if mask is None else Tensor.of(mask),
+        mask=None if mask is None else Tensor.as_it_lies(mask),
         stats=True,
         device=site.device.index,
     )

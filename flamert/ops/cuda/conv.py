@@ -45,22 +45,21 @@ def _made(
 ) -> Launch:
     """The launch of a convolution, tuned."""
     device, xp = site.device, site.xp
+    # Where lengths of 1 leave it open how the result lies, the operands decide.
+    last = any(map(_channels_last, operands)) if _either(out) else _channels_last(out)
     before, after = [], []
-    given: list[Any] = []
-    for x in (*operands, *[x for x in (residual, bias) if x is not None]):
-        given.append(_aligned(xp, x))
-        if given[-1] is not x:
-            before.append(functools.partial(xp.copyto, given[-1], x))
-    operands, residual = given[: len(operands)], None if residual is None else given[len(operands)]
-    if _aligned(xp, out) is not out:
-        whole, out = out, _aligned(xp, out)
+    whole, out = out, _placed(xp, out, last)
+    if out is not whole:
         after.append(functools.partial(xp.copyto, whole, out))
-    rank = len(Tensor.of(out).dims)
-    per_channel = None if bias is None else Tensor((1, bias.size, *[1] * (rank - 2)), (bias.size, 1, *[1] * (rank - 2)))
+    given = [_placed(xp, x, last) for x in (*operands, *[x for x in (residual,) if x is not None])]
+    given += [] if bias is None else [_placed(xp, bias, False)]
+    for to, x in zip(given, [x for x in (*operands, residual, bias) if x is not None], strict=True):
+        if to is not x:
+            before.append(functools.partial(xp.copyto, to, x))
     made = Convolution(
-        *(kind, [Tensor.of(x) for x in operands], Tensor.of(out), site.node.types[0].dtype, windows),
-        bias=per_channel,
-        residual=None if residual is None else Tensor.of(residual),
+        *(kind, [Tensor.of(x.shape, last) for x in operands], Tensor.of(out.shape, last), site.node.types[0].dtype, windows),
+        bias=None if bias is None else Tensor.of((1, bias.size, *[1] * (out.ndim - 2)), last),
+        residual=None if residual is None else Tensor.of(residual.shape, last),
         relu=relu,
         tf32=device.allow_tf32 is not False,
         deterministic=device.deterministic,
@@ -71,20 +70,39 @@ def _made(
     def measured() -> str:
         def under(index: int) -> Launch:
             def launch() -> None:
-                made.chosen = index
+                made.take(index)
                 run()
 
             return launch
 
         return str(made.candidates[fastest([under(i) for i in made.candidates])])
 
-    made.chosen = int(choices("cudnn", version(), device.index).find(made.key, measured))
+    made.take(int(choices("cudnn", version(), device.index).find(made.key, measured)))
     return _one([*before, run, *after])
 
 
-def _aligned(xp: Any, x: Any) -> Any:
-    """x, or a buffer like it where cuDNN will not take x for where it begins."""
-    return x if x.data.ptr % ALIGNMENT == 0 else xp.empty_like(x)
+def _turned(x: Any) -> Any:
+    """[N, C, spatial…] seen as [N, spatial…, C]."""
+    return x.transpose(0, *range(2, x.ndim), 1)
+
+
+def _channels_last(x: Any) -> bool:
+    """Whether an array [N, C, spatial…] lies with its channels innermost, and could not be taken to lie in C order."""
+    return _turned(x).flags.c_contiguous and not x.flags.c_contiguous
+
+
+def _either(x: Any) -> bool:
+    """Whether it lies in both orders."""
+    return _turned(x).flags.c_contiguous and x.flags.c_contiguous
+
+
+def _placed(xp: Any, x: Any, last: bool) -> Any:
+    """x, or a buffer for it where it does not lie in one piece in this order: on other strides cuDNN's engines are wrong."""
+    turned = _turned(x) if last else x
+    if turned.flags.c_contiguous and x.data.ptr % ALIGNMENT == 0:
+        return x
+    buffer = xp.empty(turned.shape, x.dtype)
+    return _first(buffer) if last else buffer
 
 
 def _or_reference(site: Site, made: Callable[[], Launch], out: Any, *inputs: Any, **attrs: Any) -> Launch:

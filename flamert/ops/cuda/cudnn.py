@@ -53,12 +53,19 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     @staticmethod
-    def of(x: Any) -> Tensor:
-        """That of an array; arrays of one spatial axis get a second, of length 1, in front of it."""
-        dims, strides = tuple(x.shape), tuple(s // x.itemsize for s in x.strides)
-        if len(dims) == 3:
-            dims, strides = (*dims[:2], 1, dims[2]), (*strides[:2], strides[2] * dims[2], strides[2])
-        return Tensor(dims, strides)
+    def of(shape: Sequence[int], last: bool) -> Tensor:
+        """That of a whole array [N, C, spatial…], in C order or with channels last; one spatial axis gets another before it."""
+        dims = tuple(shape) if len(shape) != 3 else (*shape[:2], 1, shape[2])
+        strides, step = [0] * len(dims), 1
+        for i in (1, *range(len(dims) - 1, 1, -1), 0) if last else range(len(dims) - 1, -1, -1):
+            strides[i] = step
+            step *= dims[i]
+        return Tensor(dims, tuple(strides))
+
+    @staticmethod
+    def as_it_lies(x: Any) -> Tensor:
+        """That of an array of four axes, of whatever strides."""
+        return Tensor(tuple(x.shape), tuple(s // x.itemsize for s in x.strides))
 
 
 class Windows(NamedTuple):
@@ -140,17 +147,31 @@ class Convolution:
             graph.deselect_numeric_notes(notes)
         graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
         graph.check_support()
-        self.candidates = []
-        for i in range(graph.get_execution_plan_count()):
+        self._built: dict[int, bool] = {}
+        self.chosen = -1
+
+    @functools.cached_property
+    def candidates(self) -> list[int]:
+        """Numbers of the engines that can be built, all of them now. Raises DeviceError where there are none."""
+        found = [i for i in range(self.graph.get_execution_plan_count()) if self._build(i)]
+        if not found:
+            raise DeviceError(f"cuDNN promises engines and can build none of them for {self.key}")
+        return found
+
+    def _build(self, index: int) -> bool:
+        if index not in self._built:
             try:
-                graph.build_plan_at_index(i)
-                if graph.get_workspace_size_plan_at_index(i) <= WORKSPACE_BYTES:
-                    self.candidates.append(i)
+                self.graph.build_plan_at_index(index)
+                self._built[index] = self.graph.get_workspace_size_plan_at_index(index) <= WORKSPACE_BYTES
             except Exception:  # an engine that promised too much
-                continue
-        if not self.candidates:
-            raise DeviceError("no engine can be built")
-        self.chosen = self.candidates[0]
+                self._built[index] = False
+        return self._built[index]
+
+    def take(self, index: int) -> None:
+        """Have this engine from now on. Raises DeviceError where it cannot be built."""
+        if not self._build(index):
+            raise DeviceError(f"cuDNN cannot build engine {index} for {self.key}")
+        self.chosen = index
 
     def launch(self, inputs: Sequence[Any], output: Any, work: Any, stream: Callable[[], Any]) -> Callable[[], None]:
         """A call on these arrays, of the layouts that this was built for."""
@@ -234,13 +255,13 @@ class Attention:
         """The launch of the backward pass, which fills dq, dk and dv."""
         graph = self._graph()
         given = {n: self._tensor(graph, n, t) for n, t in zip("qkv", self.operands, strict=True)}
-        given |= {"o": self._tensor(graph, "o", self.result), "dO": self._tensor(graph, "dO", Tensor.of(dy))}
-        given["stats"] = self._tensor(graph, "stats", Tensor.of(stats), wide=True)
+        given |= {"o": self._tensor(graph, "o", self.result), "dO": self._tensor(graph, "dO", Tensor.as_it_lies(dy))}
+        given["stats"] = self._tensor(graph, "stats", Tensor.as_it_lies(stats), wide=True)
         more = self._masked(graph)
         options = {**self.options, "use_deterministic_algorithm": deterministic}
         results = graph.sdpa_backward(name="sdpa_backward", **given, **more, **options)
         for t, out in zip(results, outs, strict=True):
-            lies = Tensor.of(out)
+            lies = Tensor.as_it_lies(out)
             t.set_output(True).set_data_type(self.io).set_dim(list(lies.dims)).set_stride(list(lies.strides))
         pointers = {t: x.data.ptr for t, x in zip(given.values(), (*inputs, y, dy, stats), strict=True)}
         if mask is not None:
