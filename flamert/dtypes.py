@@ -39,6 +39,11 @@ def accumulator(dtype: np.dtype) -> np.dtype:
     return float32 if dtype in HALF or dtype in NARROW_FLOAT else dtype
 
 
+def widens(of: np.dtype, to: np.dtype) -> bool:
+    """Whether `to` is a wider standard floating type, so that a cast to it keeps every number what it is."""
+    return {of, to} <= STANDARD_FLOAT and of.itemsize < to.itemsize
+
+
 def bits(dtype: np.dtype) -> int:
     """Bits that one element takes in an ONNX file, where types below a byte are packed."""
     if dtype in (int2, uint2):

@@ -19,7 +19,6 @@ from flamert.errors import InputError, ShapeError
 from flamert.feeds import TensorSpec, checked, on_gpu
 from flamert.graph import Graph
 from flamert.origin import Origin, Stored, Traced
-from flamert.passes.pipeline import PRECISIONS
 from flamert.runtime.device import Device
 from flamert.runtime.program import Program, flatten
 
@@ -114,7 +113,7 @@ class Model:
         self,
         origin: Origin,
         device: Device,
-        prepare: Callable[[Graph, bool, Device, dict[Any, Any]], Graph],
+        prepare: Callable[..., Graph],
         *,
         precision: str | None = None,
         allow_tf32: bool | None = None,
@@ -361,8 +360,8 @@ class Model:
     def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         like = {name: x if isinstance(x, np.ndarray | list | dict) else _stand_in(x) for name, x in feeds.items()}
         stage, slots, order = self.origin.specialise(like, outputs)
-        device, cache, prepare, computed = self.device, self._cache, self._prepare, PRECISIONS[self.precision]
-        program = Program(stage, slots, device, lambda graph, hot: prepare(computed(graph), hot, device, cache), cache)
+        device, cache, prepare, precision = self.device, self._cache, self._prepare, self.precision
+        program = Program(stage, slots, device, lambda graph, hot: prepare(graph, hot, device, cache, precision), cache)
         return program, tuple(order)
 
     def _spec(self, name: str) -> TensorSpec:

@@ -8,6 +8,7 @@ from flamert import graph as g
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda.cudnn import available
 from flamert.ops.evaluate import evaluate
+from flamert.passes.heads import lay_heads
 from flamert.runtime.device import device
 from flamert.runtime.plan import Plan
 
@@ -22,9 +23,10 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("laid", [False, True], ids=["heads", "positions"])
 @pytest.mark.parametrize("dtype", [dtypes.bfloat16, dtypes.float16], ids=lambda t: t.name)
 @pytest.mark.parametrize("form", FORMS)
-def test_flash_attention(form, dtype):
+def test_flash_attention(form, dtype, laid):
     if not available():
         pytest.skip("needs nvidia-cudnn-frontend")
     shape, heads, mask, right = FORMS[form]
@@ -41,9 +43,11 @@ def test_flash_attention(form, dtype):
     arrays = [rng.standard_normal(v.shape).astype(dtype) for v in leaves]
     wanted = evaluate(outputs, dict(zip(leaves, arrays, strict=True)))
     on = device("cuda")
-    plan = Plan(Graph(leaves, outputs), on, hot=True)
-    names = [step.node.op.name for step in plan.steps]
-    assert "attention" in names and "attention_gradient" in names and plan.obstacle is None
+    graph = Graph(leaves, outputs)
+    plan = Plan(lay_heads(graph, lambda node: True) if laid else graph, on, hot=True)
+    names = {step.node.op.name for step in plan.steps}
+    wanted_names = {"attention_blhd", "attention_gradient_blhd"} if laid else {"attention", "attention_gradient"}
+    assert wanted_names <= names and plan.obstacle is None
     for _ in range(3):
         results = plan(*[on.upload(x) for x in arrays])
         for got, want in zip(results, wanted, strict=True):

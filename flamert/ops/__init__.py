@@ -10,6 +10,7 @@ from flamert.ops.op import OPS, Kernel, Op, composite, kernel, op
 FAMILIES = (
     "activation",
     "attention",
+    "attention_blhd",
     "batch_norm",
     "cast",
     "channels_last",
@@ -50,6 +51,7 @@ FAMILIES = (
 
 if TYPE_CHECKING:  # the names that an op and a module share mean the op
     attention: Any
+    attention_blhd: Any
     batch_norm: Any
     cast: Any
     conv: Any

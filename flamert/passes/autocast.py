@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,8 @@ def autocast(graph: Graph, to: np.dtype, *, islands: bool = True) -> Graph:
     """The graph in mixed precision: inputs and outputs as before, products in `to`, the rest where PyTorch's autocast has it.
 
     to: float16 or bfloat16. islands: keep norms and softmax, and what they hand on, in float32, as training needs; without,
-    they take and give halves. Only float32 is touched. Constants of one element take the other operand's type if they fit.
+    they take and give halves, and tables are looked up as halves. Only float32 is touched. Constants of one element, and the
+    bias of a product, take the other operand's type if they fit; without islands all constants do.
     """
     return _retyped(graph, lambda node, inputs: _type_for(node, inputs, to, islands), (to, dtypes.float32))
 
@@ -74,21 +75,33 @@ def _type_for(node: Node, inputs: tuple[Value | None, ...], to: np.dtype, island
     if not mine:
         return None
     name = node.op.name
-    if name in LOWERED:
+    if name in LOWERED or (name == "gather" and not islands and mine[0].node.known and _fits(mine[0], to)):
         return to
     if not any(v.dtype == to for v in mine):
         return None
     if name not in WIDE and (node.op.family in FAMILIES or name in FOLLOWING):
-        return to if all(v.dtype == to or _weak(v, to) for v in mine) else dtypes.float32
+        return to if all(v.dtype == to or _yields(v, node.op.name, mine, to, islands) for v in mine) else dtypes.float32
     if name in NARROWABLE and not islands:
         return to
     return dtypes.float32
 
 
-def _weak(v: Value, to: np.dtype) -> bool:
-    """Whether a value is a number that anybody would write without a type, and that the half type can hold."""
+def _yields(v: Value, op: str, beside: Sequence[Value], to: np.dtype, islands: bool) -> bool:
+    """Whether a float32 operand becomes a half because the others are: a number that anybody would write without a type; the
+    bias of a product that an exporter took apart; and without islands all weights.
+    """
+    if v.node.known and (v.type.size == 1 or not islands):
+        return _fits(v, to)
+    return op == "add" and v.rank == 1 and any(x.node.op.name in LOWERED for x in beside)
+
+
+def _fits(v: Value, to: np.dtype) -> bool:
+    """Whether a half type can hold the largest number of a constant, or of a view of one."""
+    while v.constant is None and v.node.op.view is not None:
+        v = v.node.inputs[0]  # type: ignore[assignment]
     array = v.constant
-    if array is None or array.size != 1:
+    if array is None or not array.size:
         return False
-    number = float(array.reshape(-1)[0])
-    return not np.isfinite(number) or abs(number) <= float(ml_dtypes.finfo(to).max)
+    with np.errstate(all="ignore"):
+        largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
+    return largest <= float(ml_dtypes.finfo(to).max)

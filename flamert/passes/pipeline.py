@@ -9,67 +9,84 @@ from typing import Any
 import numpy as np
 
 from flamert import dtypes
-from flamert.graph import Graph, Node
+from flamert import graph as g
+from flamert.graph import Graph, Node, TensorType
 from flamert.ops.cpu import pointwise as on_cpu
 from flamert.passes.affine import fold_affine
 from flamert.passes.autocast import autocast, widen
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
+from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
+from flamert.passes.parts import join_parts
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
-from flamert.passes.products import turn_products
+from flamert.passes.products import merge_products, take_biases, turn_products
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
+from flamert.passes.views import settle_views
 from flamert.runtime.device import Device
 from flamert.runtime.plan import decompose
 
 Pass = Callable[[Graph], Graph]
 
 
-def inference(device: Device, cache: dict[Any, Any]) -> tuple[Pass, ...]:
+def inference(device: Device, cache: dict[Any, Any], precision: str | None = None) -> tuple[Pass, ...]:
     """The passes for inference on this device, in order. cache: what is derived from one model's weights."""
     folding = partial(fold, cache=cache)
+    half = HALVES.get(precision)
     return (
+        *([widen] if precision == "fp32" else []),
         folding,
         partial(decompose, backend=device.backend, hot=True),
         simplify,
         deduplicate,
-        partial(recognise, eligible=partial(_beats_its_parts, backend=device.backend)),
+        partial(recognise, eligible=partial(_beats_its_parts, backend=device.backend, half=half)),
+        *([] if half is None else [partial(autocast, to=half, islands=False)]),
         fold_affine,
         folding,
         partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
+        *(_around_products(device.backend)),
         simplify,
         turn_products,
         partial(fuse_epilogues, eligible=partial(_has_kernel, backend=device.backend)),
+        *([] if device.backend == "numpy" else [take_biases, merge_products]),
         *_fusion(device.backend),
         folding,
         deduplicate,
     )
 
 
-def prepare(graph: Graph, hot: bool, device: Device, cache: dict[Any, Any]) -> Graph:
-    """A graph as the importer made it → as the planner should see it, for inference."""
-    for apply in inference(device, cache):
+def prepare(graph: Graph, hot: bool, device: Device, cache: dict[Any, Any], precision: str | None = None) -> Graph:
+    """A graph as the importer made it → as the planner should see it, for inference. precision: one of `PRECISIONS`."""
+    for apply in inference(device, cache, precision):
         graph = apply(graph)
     return graph
 
 
-def lower(graph: Graph, to: np.dtype, device: Device, cache: dict[Any, Any]) -> Graph:
-    """A forward graph in mixed precision, ready to be differentiated: with attention put together where a kernel of that type
-    has it, backward too."""
-    wanted = partial(_flash, to=to) if device.backend == "cupy" else _never
-    for apply in (
-        partial(fold, cache=cache),
-        simplify,
-        deduplicate,
-        partial(recognise, eligible=wanted),
-        partial(autocast, to=to),
-    ):
+def lower(graph: Graph, to: np.dtype | None, device: Device, cache: dict[Any, Any]) -> Graph:
+    """A forward graph made ready to be differentiated: in mixed precision where `to` is a half type, and for GPUs with the
+    functions put together whose gradients are made of less than those of their parts, attention that has a kernel among them.
+    """
+    if to is None and device.backend != "cupy":
+        return graph
+    wanted = partial(_wanted, to=to) if device.backend == "cupy" else _never
+    passes: list[Pass] = [partial(fold, cache=cache), simplify, deduplicate, partial(recognise, eligible=wanted)]
+    if to is not None:
+        passes.append(partial(autocast, to=to))
+    for apply in passes:
         graph = apply(graph)
     return graph
+
+
+WHOLE = frozenset({"gelu", "gelu_tanh", "swish", "softmax", "layer_norm"})
+"""Functions whose gradients read their operand alone, where those of their parts keep one result after another."""
+
+
+def _wanted(node: Node, to: np.dtype | None) -> bool:
+    return node.op.name in WHOLE or (to is not None and _flash(node, to))
 
 
 def _flash(node: Node, to: np.dtype) -> bool:
@@ -87,20 +104,21 @@ def _never(node: Node) -> bool:
     return False
 
 
-PRECISIONS: dict[str | None, Pass] = {
-    None: lambda graph: graph,
-    "fp32": widen,
-    "fp16": partial(autocast, to=dtypes.float16, islands=False),
-    "bf16": partial(autocast, to=dtypes.bfloat16, islands=False),
-}
-"""What inference computes in, by name: what becomes of a graph before all other passes."""
+HALVES: dict[str | None, np.dtype] = {"fp16": dtypes.float16, "bf16": dtypes.bfloat16}
+
+PRECISIONS = (None, "fp32", *HALVES)
+"""What inference computes in, by name. None: as the file has it."""
 
 SLOW_REFERENCE = frozenset({"rotary_embedding"})
 """Ops whose reference kernel takes longer than the ops they can be made of."""
 
 
-def _beats_its_parts(node: Node, backend: str) -> bool:
-    """Whether an op is worth putting together: it has a kernel, and not just a slow one."""
+def _beats_its_parts(node: Node, backend: str, half: np.dtype | None = None) -> bool:
+    """Whether an op is worth putting together: it has a kernel, and not just a slow one. half: what float32 will become."""
+    if half is not None:
+        inputs = [v and g.input(TensorType(v.shape, half if v.dtype == dtypes.float32 else v.dtype)) for v in node.inputs]
+        types = [TensorType(t.shape, half if t.dtype == dtypes.float32 else t.dtype) for t in node.types]
+        node = Node(node.op, tuple(inputs), node.attrs, tuple(types))
     kernel = node.op.kernel_for(node, backend, hot=True)
     return kernel is not None and (kernel.backend is not None or node.op.name not in SLOW_REFERENCE)
 
@@ -108,6 +126,19 @@ def _beats_its_parts(node: Node, backend: str) -> bool:
 def _has_kernel(node: Node, backend: str) -> bool:
     """Whether a composite has a kernel of its own; its body would undo what the pass is about to do."""
     return node.op.kernel_for(node, backend) is not None
+
+
+def _has_kernel_of_its_own(node: Node, backend: str) -> bool:
+    """Whether it has a kernel that was written for this backend."""
+    found = node.op.kernel_for(node, backend)
+    return found is not None and found.backend is not None
+
+
+def _around_products(backend: str) -> tuple[Pass, ...]:
+    """What becomes of views and casts around matrix products on a GPU."""
+    if backend == "numpy":
+        return ()
+    return partial(lay_heads, eligible=partial(_has_kernel_of_its_own, backend=backend)), settle_views, join_parts
 
 
 def _fusion(backend: str) -> tuple[Pass, ...]:
@@ -119,6 +150,7 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
 
     return (
         open_rows,
+        simplify,
         deduplicate,
         partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
         partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),

@@ -1,4 +1,4 @@
-"""Transposes around matrix products: kernels read operands either way, so a product is made the way round that it is wanted."""
+"""Matrix products on a GPU: made the way round that they are wanted, with their biases, several of one operand as one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from flamert import ops
 from flamert.graph import Graph, Node, Value, uses
-from flamert.rewrite import rebuild
+from flamert.ops.shape import narrow
+from flamert.rewrite import rebuild, substitute
 
 
 def turn_products(graph: Graph) -> Graph:
@@ -24,6 +25,54 @@ def turn_products(graph: Graph) -> Graph:
         return (ops.matmul(turned(b), turned(a)),)
 
     return rebuild(graph, rule)
+
+
+def take_biases(graph: Graph) -> Graph:
+    """matmul(a, b) + bias → linear(a, b, bias), where nobody reads the product itself: added as it is written."""
+    count = uses(graph)
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if node.op is not ops.add:
+            return None
+        for side in (0, 1):
+            x, bias = inputs[side], inputs[1 - side]
+            assert x is not None and bias is not None
+            if x.node.op is ops.matmul and count[node.inputs[side]] == 1 and bias.shape == x.shape[-1:] and x.rank > 1:  # type: ignore[index]
+                return (ops.linear(*x.node.inputs, bias),)
+        return None
+
+    return rebuild(graph, rule)
+
+
+def merge_products(graph: Graph) -> Graph:
+    """Products of one operand with several known matrices, biases included, as one product with all of them side by side.
+
+    Each result is a view of the columns that are its own.
+    """
+    groups: dict[tuple[Value, bool], list[Node]] = {}
+    for node in graph.nodes:
+        if node.op in (ops.matmul, ops.linear) and _mergeable(node):
+            a = node.inputs[0]
+            assert a is not None
+            groups.setdefault((a, len(node.inputs) > 2), []).append(node)
+    found: dict[Value, Value] = {}
+    for (a, _), nodes in groups.items():
+        if len(nodes) < 2:
+            continue
+        operands = [ops.concat(*[node.inputs[i] for node in nodes], axis=-1) for i in range(1, len(nodes[0].inputs))]
+        whole, at = nodes[0].op(a, *operands, **nodes[0].attrs), 0
+        for node in nodes:
+            columns = node.types[0].shape[-1]
+            found[node.outputs[0]] = narrow(whole, -1, at, columns)
+            at += columns
+    return substitute(graph, found) if found else graph
+
+
+def _mergeable(node: Node) -> bool:
+    a, b, *bias = node.inputs
+    known = all(v is not None and v.node.known for v in (b, *bias))
+    plain = node.op is ops.matmul or (node.attrs["activation"] == "" and len(node.inputs) == 3)
+    return plain and known and a is not None and b is not None and b.rank == 2 and a.rank > 1 and not a.node.known
 
 
 def turned(x: Value) -> Value:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from flamert import dtypes, ops
+from flamert.dtypes import widens
 from flamert.graph import Graph, Node, Value
 from flamert.ops.op import expand
+from flamert.ops.shape import narrow
 from flamert.rewrite import rebuild
 
 Inputs = tuple[Value | None, ...]
@@ -66,6 +69,30 @@ def _same_type(node: Node, inputs: Inputs) -> Value | None:
     assert x is not None
     present = [v for v in inputs if v is not None]
     return x if x.type == node.types[0] and (len(present) == 1 or node.op.name == "pad") else None
+
+
+def _cast(node: Node, inputs: Inputs) -> Value | None:
+    """A cast to a wider type and back is nothing."""
+    x = inputs[0]
+    assert x is not None
+    inner = x.node.inputs[0] if x.node.op is ops.cast else None
+    if inner is not None and inner.type == node.types[0] and widens(inner.dtype, x.dtype):
+        return inner
+    return _same_type(node, inputs)
+
+
+def _gather(node: Node, inputs: Inputs) -> Value | None:
+    """Evenly spaced entries along an axis, a single one among them, as a slice: a view, whose gradient adds nothing up."""
+    x, indices = inputs
+    assert x is not None and indices is not None
+    array, axis = indices.constant, node.attrs["axis"] % x.rank
+    if array is None or not 0 < array.size <= x.shape[axis] or array.ndim > 1:
+        return None
+    at = [int(i) + (i < 0) * x.shape[axis] for i in array.reshape(-1)]
+    step = at[1] - at[0] if len(at) > 1 else 1
+    if step < 1 or not 0 <= at[0] <= at[-1] < x.shape[axis] or any(b - a != step for a, b in itertools.pairwise(at)):
+        return None
+    return ops.reshape(narrow(x, axis, at[0], len(at), step), shape=node.types[0].shape)
 
 
 def _slice(node: Node, inputs: Inputs) -> Value | None:
@@ -143,7 +170,8 @@ RULES: dict[str, Callable[[Node, Inputs], Value | None]] = {
     "transpose": _transpose,
     "reshape": _reshape,
     "expand": _same_type,
-    "cast": _same_type,
+    "cast": _cast,
+    "gather": _gather,
     "pad": _same_type,
     "concat": _same_type,
     "slice": _slice,

@@ -149,11 +149,10 @@ def objective(
             raise InputError(f"{name!r} is no tensor, and cannot take part in training")
     labels = {n: g.input(TensorType(t.shape, t.dtype), n) for n, t in targets.items()}
     static = {n: np.array(feeds[n]) for n in feeds if n in traced.static}
-    moved, half = traced.moved, PRECISIONS[precision]
-    if half is not None:
-        inputs = [*leaves.values(), *held.values(), *([] if traced.counter is None else [traced.counter])]
-        cast = lower(Graph(inputs, [*outputs.values(), *moved.values()]), half, model.device, model.derived).outputs
-        outputs, moved = dict(zip(outputs, cast, strict=False)), dict(zip(moved, cast[len(outputs) :], strict=True))
+    half = PRECISIONS[precision]
+    inputs = [*leaves.values(), *held.values(), *([] if traced.counter is None else [traced.counter])]
+    made = lower(Graph(inputs, [*outputs.values(), *traced.moved.values()]), half, model.device, model.derived).outputs
+    outputs, moved = dict(zip(outputs, made, strict=False)), dict(zip(traced.moved, made[len(outputs) :], strict=True))
     value = _loss(loss, outputs, output, labels) if scored else None
     scale = g.input(TensorType((), dtypes.float32), "scale") if half == dtypes.float16 else None
     return Objective(leaves, labels, held, traced.counter, outputs, value, moved, static, scale)

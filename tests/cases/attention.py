@@ -111,6 +111,16 @@ def attention_gradient(dy, y, q, k, v, mask=None, **attrs):
     return np.einsum("bhls,bhsd->bhld", ds, keys) * attrs["scale"], *together
 
 
+def attention_blhd(q, k, v, mask=None, *, sums, scale, right):
+    y = attention(q, k, v, mask, scale=scale, right=right).transpose(0, 2, 1, 3)
+    if not sums:
+        return y
+    scores = scale * np.einsum("bhld,bhsd->bhls", q, np.repeat(k, q.shape[1] // k.shape[1], 1)) + (0 if mask is None else mask)
+    if right is not None:
+        scores = np.where(np.arange(k.shape[2]) <= np.arange(q.shape[2])[:, None] + right, scores, -np.inf)
+    return y, np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
 CASES = [
     case(qkv(), FLOATS),
     case(qkv(hq=2), FLOATS, softcap=0.7),
@@ -184,4 +194,28 @@ CASES = [
             (1, None, 4, "causal"),
         )
     ],
+    *[
+        Case(
+            "attention_blhd",
+            [own(2, 4, 3, 5), own(2, h, 7, 5), own(2, h, 7, 6), mask],
+            {"scale": 0.4, "right": right, "sums": sums},
+            attention_blhd,
+            tolerance=(1e-4, 1e-5),
+            name=name,
+        )
+        for h, mask, right, sums, name in (
+            (4, None, None, False, "plain"),
+            (2, own(2, 1, 3, 7), None, True, "masked"),
+            (1, None, 4, True, "causal"),
+        )
+    ],
+    Case(
+        "attention_gradient_blhd",
+        [*(own(2, 4, 3, d) for d in (5, 5, 1)), own(2, 4, 3, 6), own(2, 2, 7, 6), own(2, 2, 7, 5)],
+        {"scale": 0.4, "right": 4},
+        lambda dy, y, sums, *operands, **attrs: tuple(
+            x.transpose(0, 2, 1, 3) for x in attention_gradient(dy, y, *operands, **attrs)
+        ),
+        tolerance=(1e-4, 1e-5),
+    ),
 ]

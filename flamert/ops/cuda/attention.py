@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from flamert import dtypes
 from flamert.graph import Node, TensorType
 from flamert.ops.attention import attention, attention_gradient
+from flamert.ops.attention_blhd import PERM, attention_blhd, attention_gradient_blhd
+from flamert.ops.cuda.copy import copier
 from flamert.ops.cuda.cudnn import Attention, Tensor, available
 from flamert.ops.op import Site, kernel
 
@@ -48,68 +49,29 @@ def _scratch(node: Node) -> list[TensorType]:
     return [TensorType((SCRATCH,), dtypes.uint8)]
 
 
-@kernel(attention, "cupy", when=_forward, bind=True, workspace=_scratch)
-def _(
-    site: Site,
-    out: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any = None,
-    lengths: Any = None,
-    *,
-    scale: float,
-    right: int | None,
-    **_: Any,
+def _bound(
+    site: Site, out: Any, sums: Any, operands: tuple[Any, ...], mask: Any, scale: float, right: int | None
 ) -> Callable[[], None]:
-    copies, (q, k, v) = _dense(site.xp, q, k, v)
+    """The launch of the forward pass; out: [B, H, L, D], however it lies."""
+    copies, operands = _dense(site.xp, *operands)
     made = Attention(
-        [Tensor.as_it_lies(x) for x in (q, k, v)],
-        Tensor.as_it_lies(out),
-        site.node.types[0].dtype,
+        *(tuple(map(Tensor.as_it_lies, operands)), Tensor.as_it_lies(out), site.node.types[0].dtype),
         scale=scale,
         causal=right == 0,
         mask=None if mask is None else Tensor.as_it_lies(mask),
+        stats=sums is not None,
         device=site.device.index,
     )
-    run = made.forward((q, k, v), mask, out, None, site.work[0], site.xp.cuda.get_current_stream)
-    return _after(copies, run)
+    return _after(copies, made.forward(operands, mask, out, sums, site.work[0], site.xp.cuda.get_current_stream))
 
 
-def _backward_scratch(node: Node) -> list[TensorType]:
-    """cuDNN's own, which holds dq in float32; the forward pass's result, and its logarithms of sums."""
-    q, k, v, _, _ = _types(node, 2)
-    b, h, l = q.shape[:3]
-    own = SCRATCH + 8 * math.prod(q.shape) + 8 * b * h * l + 8 * (k.size + v.size)
-    return [
-        TensorType((own,), dtypes.uint8),
-        TensorType((b, h, l, v.shape[3]), q.dtype),
-        TensorType((b, h, l, 1), dtypes.float32),
-    ]
-
-
-@kernel(attention_gradient, "cupy", when=_backward, bind=True, workspace=_backward_scratch)
-def _(
-    site: Site,
-    out: Any,
-    dy: Any,
-    y: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any = None,
-    lengths: Any = None,
-    *,
-    scale: float,
-    right: int | None,
-    **_: Any,
+def _bound_back(
+    site: Site, outs: tuple[Any, ...], y: Any, sums: Any, flows: tuple[Any, ...], mask: Any, scale: float, right: int | None
 ) -> Callable[[], None]:
-    work, again, stats = site.work
-    copies, (dy, q, k, v) = _dense(site.xp, dy, q, k, v)
+    """The launch of the backward pass; outs: dq, dk, dv. flows: dy, q, k, v. All [B, H, L, D], however they lie."""
+    copies, (dy, *operands) = _dense(site.xp, *flows)
     made = Attention(
-        [Tensor.as_it_lies(x) for x in (q, k, v)],
-        Tensor.as_it_lies(again),
-        site.node.types[0].dtype,
+        *(tuple(map(Tensor.as_it_lies, operands)), Tensor.as_it_lies(y), site.node.types[0].dtype),
         scale=scale,
         causal=right == 0,
         mask=None if mask is None else Tensor.as_it_lies(mask),
@@ -117,10 +79,63 @@ def _(
         device=site.device.index,
     )
     stream = site.xp.cuda.get_current_stream
-    forward = made.forward((q, k, v), mask, again, stats, work, stream)
-    backward = made.backward((q, k, v), mask, again, stats, dy, out, work, stream, site.device.deterministic)
+    run = made.backward(tuple(operands), mask, y, sums, dy, outs, site.work[0], stream, site.device.deterministic)
+    return _after(copies, run)
 
-    return _after([*copies, forward], backward)
+
+def _heads_first(x: Any) -> Any:
+    """[B, L, H, D] seen as [B, H, L, D]."""
+    return x.transpose(PERM)
+
+
+@kernel(attention, "cupy", when=_forward, bind=True, workspace=_scratch)
+def _(site: Site, out: Any, *operands: Any, scale: float, right: int | None, **_: Any) -> Callable[[], None]:
+    q, k, v, mask, _lengths = (*operands, None, None)[:5]
+    return _bound(site, out, None, (q, k, v), mask, scale, right)
+
+
+@kernel(attention_blhd, "cupy", when=_forward, bind=True, workspace=_scratch)
+def _(site: Site, out: Any, *operands: Any, scale: float, right: int | None, sums: bool, **_: Any) -> Callable[[], None]:
+    q, k, v, mask, _lengths = (*operands, None, None)[:5]
+    y, logs = out if sums else (out, None)
+    return _bound(site, _heads_first(y), logs, (q, k, v), mask, scale, right)
+
+
+def _own_scratch(node: Node, first: int) -> TensorType:
+    """cuDNN's own, which holds dq in float32."""
+    q, k, v, _, _ = _types(node, first)
+    b, h, l = q.shape[:3]
+    return TensorType((SCRATCH + 8 * math.prod(q.shape) + 8 * b * h * l + 8 * (k.size + v.size),), dtypes.uint8)
+
+
+def _backward_scratch(node: Node) -> list[TensorType]:
+    """cuDNN's own; the forward pass's result, and its logarithms of sums."""
+    q, _, v, _, _ = _types(node, 2)
+    again = TensorType((*q.shape[:3], v.shape[3]), q.dtype)
+    return [_own_scratch(node, 2), again, TensorType((*q.shape[:3], 1), dtypes.float32)]
+
+
+@kernel(attention_gradient, "cupy", when=_backward, bind=True, workspace=_backward_scratch)
+def _(site: Site, out: Any, dy: Any, y: Any, *operands: Any, scale: float, right: int | None, **_: Any) -> Callable[[], None]:
+    """With the forward pass once more, for what it knew."""
+    q, k, v, mask, _lengths = (*operands, None, None)[:5]
+    _, again, sums = site.work
+    forward = _bound(site, again, sums, (q, k, v), mask, scale, right)
+    return _after([forward], _bound_back(site, out, again, sums, (dy, q, k, v), mask, scale, right))
+
+
+def _backward_blhd(node: Node) -> bool:
+    q, k, v, mask, lengths = _types(node, 3)
+    return q.dtype in dtypes.HALF and flash(node, q, k, v, mask, lengths)
+
+
+@kernel(attention_gradient_blhd, "cupy", when=_backward_blhd, bind=True, workspace=lambda node: [_own_scratch(node, 3)])
+def _(
+    site: Site, out: Any, dy: Any, y: Any, sums: Any, *operands: Any, scale: float, right: int | None, **_: Any
+) -> Callable[[], None]:
+    q, k, v, mask, _lengths = (*operands, None, None)[:5]
+    outs = tuple([_heads_first(x) for x in out])
+    return _bound_back(site, outs, y, sums, (dy, q, k, v), mask, scale, right)
 
 
 def _dense(xp: Any, *operands: Any) -> tuple[list[Callable[[], None]], tuple[Any, ...]]:
@@ -130,7 +145,7 @@ def _dense(xp: Any, *operands: Any) -> tuple[list[Callable[[], None]], tuple[Any
     for x in operands:
         if x.strides[-1] != x.itemsize:
             copy = xp.empty(x.shape, x.dtype)
-            copies.append(functools.partial(xp.copyto, copy, x))
+            copies.append(copier(copy, x))
             x = copy
         found.append(x)
     return copies, tuple(found)

@@ -11,7 +11,8 @@ from flamert.errors import DeviceError
 from flamert.graph import Node, TensorType
 from flamert.ops import OPS
 from flamert.ops.conv import conv, conv_transpose, conv_weight_gradient
-from flamert.ops.cuda.cudnn import TYPES, WORKSPACE_BYTES, Convolution, Tensor, Windows, available, version
+from flamert.ops.cuda.copy import copier
+from flamert.ops.cuda.cudnn import TYPES, WORKSPACE_BYTES, Tensor, Windows, available, convolution, version
 from flamert.ops.cuda.pointwise import launch
 from flamert.ops.cuda.tuning import choices, fastest
 from flamert.ops.op import Site, kernel, reference
@@ -50,14 +51,15 @@ def _made(
     before, after = [], []
     whole, out = out, _placed(xp, out, last)
     if out is not whole:
-        after.append(functools.partial(xp.copyto, whole, out))
+        after.append(copier(whole, out))
     given = [_placed(xp, x, last) for x in (*operands, *[x for x in (residual,) if x is not None])]
     given += [] if bias is None else [_placed(xp, bias, False)]
     for to, x in zip(given, [x for x in (*operands, residual, bias) if x is not None], strict=True):
         if to is not x:
-            before.append(functools.partial(xp.copyto, to, x))
-    made = Convolution(
-        *(kind, [Tensor.of(x.shape, last) for x in operands], Tensor.of(out.shape, last), site.node.types[0].dtype, windows),
+            before.append(copier(to, x))
+    made = convolution(
+        *(kind, tuple([Tensor.of(x.shape, last) for x in operands]), Tensor.of(out.shape, last)),
+        *(site.node.types[0].dtype, windows),
         bias=None if bias is None else Tensor.of((1, bias.size, *[1] * (out.ndim - 2)), last),
         residual=None if residual is None else Tensor.of(residual.shape, last),
         relu=relu,
@@ -181,7 +183,7 @@ def _packed(site: Site, w: Any) -> tuple[Any, list[Launch]]:
     if site.is_constant(1):
         return _first(site.prepacked("channels last", 1, made)), []
     copy = made()
-    return _first(copy), [functools.partial(xp.copyto, copy, w.transpose(order))]
+    return _first(copy), [copier(copy, w.transpose(order))]
 
 
 @kernel(OPS["conv_channels_last"], "cupy", when=_suits, bind=True, workspace=_workspace)
@@ -252,7 +254,7 @@ def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads:
     operands = _first(x), _first(dy)
     last = site.work[1].reshape(out.shape[0], *out.shape[2:], out.shape[1])
     made = _plain(site, conv_weight_gradient, "wgrad", operands, _first(last), windows, attrs)
-    return _one([made, functools.partial(site.xp.copyto, out, _first(last))])
+    return _one([made, copier(out, _first(last))])
 
 
 def _plain(
@@ -269,7 +271,7 @@ def _plain(
         return _one(
             [
                 functools.partial(plain.run, site.xp, whole, *operands, **attrs),
-                functools.partial(site.xp.copyto, out, whole),
+                copier(out, whole),
             ]
         )
 

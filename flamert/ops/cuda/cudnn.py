@@ -185,60 +185,35 @@ class Convolution:
         return run
 
 
-class Attention:
+@functools.lru_cache(1024)
+def convolution(*args: Any, **options: Any) -> Convolution:
+    """The Convolution of these arguments: one for all layers that have it, which differ in addresses alone."""
+    return Convolution(*args, **options)
+
+
+class Attention(NamedTuple):
     """softmax(scale · q·kᵀ + mask) · v, forward and backward, for operands [B, H, L, D] as they lie.
 
     operands: q, k, v. mask: an additive one. stats: let the forward pass leave what the backward pass needs, the logarithm of
-    each query's sum, float32 [B, H, L, 1]. Raises DeviceError where cuDNN has no engine.
+    each query's sum, float32 [B, H, L, 1]. Each is built once for all layers that have it. Raises DeviceError where cuDNN has
+    no engine.
     """
 
-    def __init__(
-        self,
-        operands: Sequence[Tensor],
-        result: Tensor,
-        dtype: np.dtype,
-        *,
-        scale: float,
-        causal: bool,
-        mask: Tensor | None = None,
-        stats: bool = False,
-        device: int = 0,
-    ) -> None:
-        self.operands, self.result, self.mask, self.device = list(operands), result, mask, device
-        self.options = {"attn_scale": scale, "use_causal_mask": causal}
-        self.stats = stats
-        self.io = getattr(_cudnn().data_type, TYPES[dtype])
-
-    def _graph(self) -> Any:
-        wide = _cudnn().data_type.FLOAT
-        return _cudnn().pygraph(
-            io_data_type=self.io, intermediate_data_type=wide, compute_data_type=wide, handle=_handle(self.device)
-        )
-
-    def _tensor(self, graph: Any, name: str, t: Tensor, wide: bool = False) -> Any:
-        kind = _cudnn().data_type.FLOAT if wide else self.io
-        return graph.tensor(name=name, data_type=kind, dim=list(t.dims), stride=list(t.strides))
-
-    def _masked(self, graph: Any) -> dict[str, Any]:
-        return {} if self.mask is None else {"bias": self._tensor(graph, "bias", self.mask)}
+    operands: tuple[Tensor, ...]
+    result: Tensor
+    dtype: np.dtype
+    scale: float
+    causal: bool
+    mask: Tensor | None
+    stats: bool
+    device: int
 
     def forward(
         self, inputs: Sequence[Any], mask: Any, out: Any, stats: Any, work: Any, stream: Callable[[], Any]
     ) -> Callable[[], None]:
         """The launch of the forward pass."""
-        graph = self._graph()
-        given = {n: self._tensor(graph, n, t) for n, t in zip("qkv", self.operands, strict=True)}
-        more = self._masked(graph)
-        y, sums = graph.sdpa(name="sdpa", **given, **more, generate_stats=self.stats, **self.options)
-        y.set_output(True).set_data_type(self.io).set_dim(list(self.result.dims)).set_stride(list(self.result.strides))
-        pointers = {t: x.data.ptr for t, x in zip(given.values(), inputs, strict=True)}
-        pointers[y] = out.data.ptr
-        if mask is not None:
-            pointers[more["bias"]] = mask.data.ptr
-        if self.stats:
-            sums.set_output(True).set_data_type(_cudnn().data_type.FLOAT)
-            pointers[sums] = stats.data.ptr
-        return self._launch(graph, pointers, work, stream)
+        arrays = [*inputs, *([] if mask is None else [mask]), out, *([stats] if self.stats else [])]
+        return self._launch(self._built(), arrays, work, stream)
 
     def backward(
         self,
@@ -253,32 +228,72 @@ class Attention:
         deterministic: bool,
     ) -> Callable[[], None]:
         """The launch of the backward pass, which fills dq, dk and dv."""
-        graph = self._graph()
-        given = {n: self._tensor(graph, n, t) for n, t in zip("qkv", self.operands, strict=True)}
-        given |= {"o": self._tensor(graph, "o", self.result), "dO": self._tensor(graph, "dO", Tensor.as_it_lies(dy))}
-        given["stats"] = self._tensor(graph, "stats", Tensor.as_it_lies(stats), wide=True)
-        more = self._masked(graph)
-        options = {**self.options, "use_deterministic_algorithm": deterministic}
-        results = graph.sdpa_backward(name="sdpa_backward", **given, **more, **options)
-        for t, out in zip(results, outs, strict=True):
-            lies = Tensor.as_it_lies(out)
-            t.set_output(True).set_data_type(self.io).set_dim(list(lies.dims)).set_stride(list(lies.strides))
-        pointers = {t: x.data.ptr for t, x in zip(given.values(), (*inputs, y, dy, stats), strict=True)}
-        if mask is not None:
-            pointers[more["bias"]] = mask.data.ptr
-        pointers |= {t: out.data.ptr for t, out in zip(results, outs, strict=True)}
-        return self._launch(graph, pointers, work, stream)
+        lie = tuple(map(Tensor.as_it_lies, (dy, stats, *outs)))
+        arrays = [*inputs, *([] if mask is None else [mask]), y, dy, stats, *outs]
+        return self._launch(self._built_back(lie, deterministic), arrays, work, stream)
 
-    def _launch(self, graph: Any, pointers: dict[Any, int], work: Any, stream: Callable[[], Any]) -> Callable[[], None]:
-        cudnn, handle, workspace = _cudnn(), _handle(self.device), work.data.ptr
+    def _graph(self) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """An empty graph, its first tensors, and options."""
+        cudnn = _cudnn()
+        wide = cudnn.data_type.FLOAT
+        handle = _handle(self.device)
+        graph = cudnn.pygraph(io_data_type=self._io, intermediate_data_type=wide, compute_data_type=wide, handle=handle)
+        given = {n: self._tensor(graph, n, t) for n, t in zip("qkv", self.operands, strict=True)}
+        if self.mask is not None:
+            given["bias"] = self._tensor(graph, "bias", self.mask)
+        return graph, given, {"attn_scale": self.scale, "use_causal_mask": self.causal}
+
+    @property
+    def _io(self) -> Any:
+        return getattr(_cudnn().data_type, TYPES[self.dtype])
+
+    def _tensor(self, graph: Any, name: str, t: Tensor, wide: bool = False) -> Any:
+        kind = _cudnn().data_type.FLOAT if wide else self._io
+        return graph.tensor(name=name, data_type=kind, dim=list(t.dims), stride=list(t.strides))
+
+    @functools.lru_cache(256)  # noqa: B019 (they are few, and small)
+    def _built(self) -> tuple[Any, list[Any]]:
+        """The graph of the forward pass, and its tensors in the order of the arrays."""
+        graph, given, options = self._graph()
+        y, sums = graph.sdpa(name="sdpa", **given, generate_stats=self.stats, **options)
+        _result(y, self.result).set_data_type(self._io)
+        if self.stats:
+            sums.set_output(True).set_data_type(_cudnn().data_type.FLOAT)
+        return self._planned(graph), [*given.values(), y, *([sums] if self.stats else [])]
+
+    @functools.lru_cache(256)  # noqa: B019
+    def _built_back(self, lie: tuple[Tensor, ...], deterministic: bool) -> tuple[Any, list[Any]]:
+        """The graph of the backward pass. lie: dy, stats, dq, dk, dv."""
+        graph, given, options = self._graph()
+        flows = {
+            "o": self._tensor(graph, "o", self.result),
+            "dO": self._tensor(graph, "dO", lie[0]),
+            "stats": self._tensor(graph, "stats", lie[1], wide=True),
+        }
+        results = graph.sdpa_backward(
+            name="sdpa_backward", **given, **flows, **options, use_deterministic_algorithm=deterministic
+        )
+        for t, lies in zip(results, lie[2:], strict=True):
+            _result(t, lies).set_data_type(self._io)
+        return self._planned(graph), [*given.values(), *flows.values(), *results]
+
+    def _planned(self, graph: Any) -> Any:
         try:
             graph.validate()
             graph.build_operation_graph()
-            graph.create_execution_plans([cudnn.heur_mode.A])
+            graph.create_execution_plans([_cudnn().heur_mode.A])
             graph.check_support()
             graph.build_plans()
         except Exception as error:
             raise DeviceError(f"cuDNN has no attention for {self.operands}: {error}") from error
+        return graph
+
+    def _launch(
+        self, built: tuple[Any, list[Any]], arrays: Sequence[Any], work: Any, stream: Callable[[], Any]
+    ) -> Callable[[], None]:
+        graph, tensors = built
+        pointers = {t: x.data.ptr for t, x in zip(tensors, arrays, strict=True)}
+        cudnn, handle, workspace = _cudnn(), _handle(self.device), work.data.ptr
         if graph.get_workspace_size() > work.nbytes:
             raise DeviceError(f"cuDNN's attention wants {graph.get_workspace_size()} bytes of scratch, there are {work.nbytes}")
 
@@ -287,3 +302,8 @@ class Attention:
             graph.execute(pointers, workspace, handle=handle)
 
         return run
+
+
+def _result(t: Any, lies: Tensor) -> Any:
+    """Mark a tensor as a result that lies so."""
+    return t.set_output(True).set_dim(list(lies.dims)).set_stride(list(lies.strides))

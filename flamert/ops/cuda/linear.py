@@ -11,16 +11,21 @@ import numpy as np
 
 from flamert import dtypes
 from flamert.graph import Node, TensorType
+from flamert.ops.cuda.copy import copier
 from flamert.ops.cuda.cublaslt import WORKSPACE_BYTES, Matrix, Product, version
 from flamert.ops.cuda.tuning import choices, fastest
+from flamert.ops.fused import linear
 from flamert.ops.linear import matmul
 from flamert.ops.op import Site, kernel
+
+ALIGNMENT = 16
+"""Bytes that a bias must lie on a multiple of."""
 
 TYPES = frozenset({dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64})
 
 
 def _suits(node: Node) -> bool:
-    a, b = node.inputs
+    a, b = node.inputs[:2]
     assert a is not None and b is not None
     return a.dtype in TYPES and node.types[0].size > 0 and a.shape[-1] > 0
 
@@ -29,18 +34,26 @@ def _workspace(node: Node) -> tuple[TensorType, ...]:
     return (TensorType((WORKSPACE_BYTES,), dtypes.uint8),)
 
 
-@kernel(matmul, "cupy", when=_suits, bind=True, workspace=_workspace)
-def _(site: Site, out: Any, a: Any, b: Any) -> Callable[[], None]:
-    return _bound(site, out, a, b)
+def _biased(node: Node) -> bool:
+    """Whether this is a product and a bias, and no more."""
+    bias = node.inputs[2] if len(node.inputs) == 3 else None
+    plain = not node.attrs["activation"] and bias is not None
+    return plain and node.types[0].dtype != dtypes.float64 and _suits(node)
 
 
-@kernel(matmul, "cupy", when=_suits, bind=True, workspace=_workspace, hot=True)
-def _(site: Site, out: Any, a: Any, b: Any) -> Callable[[], None]:
-    """With the fastest of several algorithms."""
-    return _bound(site, out, a, b, tuned=True)
+for _op, _when in ((matmul, _suits), (linear, _biased)):
+
+    @kernel(_op, "cupy", when=_when, bind=True, workspace=_workspace)
+    def _(site: Site, out: Any, *operands: Any, **_: Any) -> Callable[[], None]:
+        return _bound(site, out, *operands)
+
+    @kernel(_op, "cupy", when=_when, bind=True, workspace=_workspace, hot=True)
+    def _(site: Site, out: Any, *operands: Any, **_: Any) -> Callable[[], None]:
+        """With the fastest of several algorithms."""
+        return _bound(site, out, *operands, tuned=True)
 
 
-def _bound(site: Site, out: Any, a: Any, b: Any, tuned: bool = False) -> Callable[[], None]:
+def _bound(site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, tuned: bool = False) -> Callable[[], None]:
     xp = site.xp
     if a.ndim == 1:
         a, out = a[None], out[..., None, :] if b.ndim > 1 else out[None]
@@ -51,15 +64,19 @@ def _bound(site: Site, out: Any, a: Any, b: Any, tuned: bool = False) -> Callabl
     if len(batch) and b.strides[:-2] == (0,) * len(batch) and _rows_merge(a):
         # One matrix for all: the batch is just more rows.
         a, b, out, batch = a.reshape(-1, a.shape[-1]), b[(0,) * len(batch)], out.reshape(-1, out.shape[-1]), ()
-    copies: list[tuple[Any, Any]] = []
+    copies: list[Callable[[], Any]] = []
     a, b = (_multipliable(m, xp, copies) for m in (a, b))
-    product = _product(a, b, math.prod(batch), out.dtype, site.device)
+    if bias is not None and (bias.strides[0] != bias.itemsize or bias.data.ptr % ALIGNMENT):
+        dense = xp.empty(bias.shape, bias.dtype)
+        copies.append(copier(dense, bias))
+        bias = dense
+    product = _product(a, b, math.prod(batch), out.dtype, site.device, bias)
     work = site.work[0].data.ptr
     current = xp.cuda.get_current_stream
 
     def run() -> None:
-        for to, of in copies:
-            to[...] = of
+        for copy in copies:
+            copy()
         product(a.data.ptr, b.data.ptr, out.data.ptr, work, current().ptr)
 
     if tuned:
@@ -67,9 +84,10 @@ def _bound(site: Site, out: Any, a: Any, b: Any, tuned: bool = False) -> Callabl
     return run
 
 
-def _product(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any) -> Product:
+def _product(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any) -> Product:
     tf32 = bool(device.allow_tf32) and dtype == dtypes.float32
-    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index)
+    at = None if bias is None else bias.data.ptr
+    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index, bias=at)
 
 
 def _tune(product: Product, run: Callable[[], None]) -> None:
@@ -99,14 +117,14 @@ def _rows_merge(a: Any) -> bool:
     return a.strides[-1] == a.itemsize
 
 
-def _multipliable(m: Any, xp: Any, copies: list[tuple[Any, Any]]) -> Any:
+def _multipliable(m: Any, xp: Any, copies: list[Callable[[], Any]]) -> Any:
     """m itself where matrices lie evenly and one of their axes is dense, else a buffer that is filled from it each time."""
     if _dense(m, -1, -2) or _dense(m, -2, -1):
         steps = [(d, s) for d, s in zip(m.shape[:-2], m.strides[:-2], strict=True) if d != 1]
         if all(s == inner * d for (_, s), (d, inner) in itertools.pairwise(steps)):
             return m
     buffer = xp.empty(m.shape, m.dtype)
-    copies.append((buffer, m))
+    copies.append(copier(buffer, m))
     return buffer
 
 
