@@ -1,117 +1,89 @@
 """Inference and training on an NVIDIA GPU: here, under PyTorch as it is, and under torch.compile, in turns.
 
-    python -m benchmarks.gpu [--only NAME] [--mode infer --mode train] [--precision fp32 …] [--no-compile] [--json FILE]
+    python -m benchmarks.gpu [--only NAME] [--mode infer --mode train] [--precision fp32 …] [--json FILE]
+                             [--no-compile] [--default] [--max-autotune] [--no-memory] [--large] [--reference cuda]
 
 Every row is one network, batch and precision. All runtimes get the same weights and the same random data in one process and
-take turns; times are medians by CUDA events. float32 means TF32 products for all. Errors are relative to PyTorch in float64
-on the CPU. Peak memory, and the time that the first call takes, come from a process of each runtime's own.
+take turns; times are medians by CUDA events. float32 means TF32 products for all. The floor is arithmetic at 790 TFLOP/s
+(TF32: half of that), and for training what an optimizer must move at 4.3 TB/s on top; for inference it is no less than the
+time to read the weights once. Errors are relative to PyTorch in float64: of outputs, or of the loss and of the gradients of a
+few weights. Peak memory and the time of the first call come from processes of each runtime's own, with caches of their own: one
+that finds them empty, and one that finds what the first has left there.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import functools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.gpu_networks import NETWORKS, Network, exported, our_loss, torch_loss
+
 ROUNDS, RUNS, WARM = 10, 5, 8
 """Turns of each runtime, steps in a turn, and steps before the first."""
 
 PRECISIONS = {"infer": ("fp32", "fp16", "bf16"), "train": ("fp32", "bf16")}
-RUNTIMES = ("flamert", "eager", "compile")
+RUNTIMES = ("flamert", "eager", "compile", "default", "max-autotune")
+COMPILED = {"compile": "reduce-overhead", "default": "default", "max-autotune": "max-autotune"}
+
+FLOPS = {"fp32": 395e12, "fp16": 790e12, "bf16": 790e12}
+BANDWIDTH = 4.3e12
+"""What large products and copies reach on an H200, a second."""
+
+ADAM_BYTES, MOMENTUM_BYTES = 28, 20
+"""What an update moves for each weight: weight, gradient and moments read, weight and moments written, all float32."""
+
+RATE = 2.0**10
+"""Learning rate of the step that gradients are read off: so large that the difference of the weights has their digits."""
+
+CACHES = ("FLAMERT_CACHE", "CUPY_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
-class Network(NamedTuple):
-    """make: a torch module. draw: (torch, batch) → its input. batches: for inference; batch: for training."""
+class Task(NamedTuple):
+    """One row's work."""
 
-    make: Callable[[], Any]
-    draw: Callable[[Any, int], Any]
-    batches: tuple[int, int]
+    name: str
+    mode: str
+    precision: str
     batch: int
-    classes: int
-    adaptive: bool
-    per_token: bool = False
 
+    @property
+    def network(self) -> Network:
+        return NETWORKS[self.name]
 
-def _images(torch: Any, batch: int) -> Any:
-    return torch.randn(batch, 3, 224, 224)
+    @property
+    def train(self) -> bool:
+        return self.mode == "train"
 
-
-def _tokens(length: int, vocabulary: int) -> Callable[[Any, int], Any]:
-    return lambda torch, batch: torch.randint(0, vocabulary, (batch, length))
-
-
-def _vision(name: str) -> Callable[[], Any]:
-    def make() -> Any:
-        import torchvision
-
-        return getattr(torchvision.models, name)(weights=None)
-
-    return make
-
-
-def _logits(kind: str, config: str, **options: Any) -> Callable[[], Any]:
-    """A model of transformers that takes token ids and gives logits, without dropout."""
-
-    def make() -> Any:
+    def drawn(self) -> tuple[Any, tuple[Any, ...], Any]:
+        """The module, its inputs and the targets: the same ones each time."""
         import torch
-        import transformers
 
-        settings = getattr(transformers, config)(**options)
-        for name in vars(settings):
-            if "drop" in name or name.endswith("_pdrop"):
-                setattr(settings, name, 0.0)
-
-        class Logits(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = getattr(transformers, kind)(settings)
-
-            def forward(self, ids: Any) -> Any:
-                return self.inner(ids).logits
-
-        return Logits()
-
-    return make
+        torch.manual_seed(0)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+        module = self.network.make().train(self.train)
+        example = self.network.draw(torch, self.batch)
+        return module, example, self.network.labels(torch, example)
 
 
-def _lstm() -> Any:
-    import torch
+class Contender(NamedTuple):
+    """A runtime that is ready: one step, and gradients by name, before the first step or right after it."""
 
-    class Tagger(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = torch.nn.Embedding(10000, 256)
-            self.lstm = torch.nn.LSTM(256, 512, num_layers=2, batch_first=True)
-            self.head = torch.nn.Linear(512, 100)
-
-        def forward(self, ids: Any) -> Any:
-            return self.head(self.lstm(self.embedding(ids))[0][:, -1])
-
-    return Tagger()
-
-
-NETWORKS = {
-    "resnet50": Network(_vision("resnet50"), _images, (1, 64), 64, 1000, False),
-    "vit-b/16": Network(_vision("vit_b_16"), _images, (1, 64), 64, 1000, True),
-    "bert-base s128": Network(
-        _logits("BertForSequenceClassification", "BertConfig", num_labels=2), _tokens(128, 30000), (1, 32), 32, 2, True
-    ),
-    "gpt2 s512": Network(
-        _logits("GPT2LMHeadModel", "GPT2Config", use_cache=False), _tokens(512, 50000), (1, 8), 8, 50000, True, True
-    ),
-    "lstm s64": Network(_lstm, _tokens(64, 10000), (1, 64), 64, 100, True),
-}
+    step: Callable[[], Any]
+    gradients: Callable[[Sequence[str]], dict[str, np.ndarray]]
 
 
 def main() -> None:
@@ -120,15 +92,22 @@ def main() -> None:
     if options.child:
         print(json.dumps(_alone(options)))
         return
-    rows = []
-    for row in _rows(options):
-        rows.append(row)
-        shown = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k.endswith("_ms"))
-        print(f"{row['network']} {row['mode']} {row['precision']} b{row['batch']}: {shown}", file=sys.stderr, flush=True)
+    rows, failed = [], False
+    for task in _tasks(options):
+        label = f"{task.name} {task.mode} {task.precision} b{task.batch}"
+        try:
+            rows.append(_row(task, options))
+        except Exception as error:  # the other rows are worth having all the same
+            print(f"{label}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        shown = ", ".join(f"{k} {v:.3f}" for k, v in rows[-1].items() if k.endswith("_ms"))
+        print(f"{label}: {shown}", file=sys.stderr, flush=True)
         if options.json:
             Path(options.json).write_text(json.dumps(rows, indent=1))
     if rows:
         show(rows)
+    sys.exit(failed)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -137,7 +116,11 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--mode", action="append", choices=("infer", "train"), help="repeatable; default both")
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "bf16"), help="repeatable; default all")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--default", action="store_true", help="torch.compile without CUDA graphs as well, for training")
+    parser.add_argument("--max-autotune", action="store_true", help="torch.compile's slowest mode as well: minutes a row")
     parser.add_argument("--no-memory", action="store_true", help="leave out what needs processes of their own")
+    parser.add_argument("--no-errors", action="store_true", help="leave out the comparison with float64")
+    parser.add_argument("--reference", choices=("cpu", "cuda"), default="cpu", help="where float64 is computed")
     parser.add_argument("--large", action="store_true", help="the larger batch only")
     parser.add_argument("--json", help="file for the rows")
     for hidden in ("--child", "--network", "--batch", "--kind", "--in"):
@@ -145,132 +128,176 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _runtimes(options: argparse.Namespace, mode: str) -> tuple[str, ...]:
+    left_out = {
+        *(() if options.default and mode == "train" else ("default",)),
+        *(() if options.max_autotune else ("max-autotune",)),
+        *(COMPILED if options.no_compile else ()),
+    }
+    return tuple([r for r in RUNTIMES if r not in left_out])
+
+
+def _tasks(options: argparse.Namespace) -> Iterator[Task]:
     for name in options.only or NETWORKS:
-        network = NETWORKS[name]
         for mode in options.mode or PRECISIONS:
-            batches = (network.batch,) if mode == "train" else network.batches[options.large :]
+            batches = (NETWORKS[name].batch,) if mode == "train" else NETWORKS[name].batches[options.large :]
             for precision in options.precision or PRECISIONS[mode]:
-                if precision not in PRECISIONS[mode]:
-                    continue
-                for batch in batches:
-                    row = {"network": name, "mode": mode, "precision": precision, "batch": batch}
-                    row |= _measured(network, mode, precision, batch, RUNTIMES[: 2 if options.no_compile else 3])
-                    if not options.no_memory:
-                        row |= _memory(name, mode, precision, batch, RUNTIMES[: 2 if options.no_compile else 3])
-                    yield row
+                for batch in batches if precision in PRECISIONS[mode] else ():
+                    yield Task(name, mode, precision, batch)
 
 
-def _module(network: Network, train: bool) -> Any:
-    import torch
-
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    return network.make().train(train)
-
-
-def exported(module: Any, example: Any, train: bool) -> bytes:
-    """The module as ONNX, with what it trains left apart."""
-    import torch
-
-    file = io.BytesIO()
-    form = torch.onnx.TrainingMode.TRAINING if train else torch.onnx.TrainingMode.EVAL
-    options = {"opset_version": 18, "dynamo": False, "training": form, "do_constant_folding": not train}
-    torch.onnx.export(module, (example,), file, input_names=["x"], output_names=["y"], **options)
-    return file.getvalue()
+def _row(task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    runtimes = _runtimes(options, task.mode)
+    row = {"network": task.name, "mode": task.mode, "precision": task.precision, "batch": task.batch}
+    row |= _measured(task, runtimes, None if options.no_errors else options.reference)
+    return row if options.no_memory else row | _memory(task, runtimes)
 
 
-def _labels(torch: Any, network: Network, example: Any) -> Any:
-    return torch.randint(0, network.classes, (example.shape if network.per_token else example.shape[:1]))
-
-
-Step = Callable[[], Any]
-
-
-def _ours(network: Network, module: Any, example: Any, labels: Any, mode: str, precision: str) -> Step:
+def _ours(task: Task, module: Any, example: tuple[Any, ...], labels: Any) -> Contender:
     import cupy
 
     import flamert as fr
-    from flamert import losses, ops
 
-    model = fr.load(
-        exported(module, example, mode == "train"),
-        device="cuda",
-        allow_tf32=True,
-        precision=None if mode == "train" or precision == "fp32" else precision,
-    )
-    x = cupy.asarray(example.numpy())
-    if mode == "infer":
-        return lambda: model(x)
-
-    def tokens(outputs: Any, targets: Any) -> Any:
-        n, length, classes = outputs["y"].shape
-        flat = ops.reshape(outputs["y"], shape=(n * length, classes))
-        return losses.by_name("cross_entropy")(flat, ops.reshape(targets["target"], shape=(n * length,)))
-
-    optimizer = fr.optim.AdamW(1e-4) if network.adaptive else fr.optim.SGD(0.01, momentum=0.9)
-    trainer = fr.Trainer(model, tokens if network.per_token else "cross_entropy", optimizer, precision=precision)
+    network, file = task.network, exported(module, example, task.train)
+    xs = tuple(cupy.asarray(x.numpy()) for x in example)
     t = cupy.asarray(labels.numpy())
-    return lambda: trainer.step(x, t)
+
+    def load() -> Any:
+        half = None if task.train or task.precision == "fp32" else task.precision
+        return fr.load(file, device="cuda", allow_tf32=True, precision=half)
+
+    def gradients(names: Sequence[str]) -> dict[str, np.ndarray]:
+        taught = load()
+        before = {name: taught.params[name].astype(np.float64) for name in names}
+        once = fr.Trainer(taught, our_loss(network), fr.optim.SGD(RATE), precision=task.precision)
+        once.step(xs, t)
+        return {name: (before[name] - taught.params[name]) / RATE for name in names}
+
+    model = load()
+    if not task.train:
+        return Contender(lambda: model(*xs), gradients)
+    optimizer = fr.optim.AdamW(1e-4) if network.adaptive else fr.optim.SGD(0.01, momentum=0.9)
+    trainer = fr.Trainer(model, our_loss(network), optimizer, precision=task.precision)
+    return Contender(lambda: trainer.step(xs, t), gradients)
 
 
-def _torchs(network: Network, module: Any, example: Any, labels: Any, mode: str, precision: str, compiled: bool) -> Step:
+def _torchs(task: Task, module: Any, example: tuple[Any, ...], labels: Any, compiled: str | None) -> Contender:
     import torch
 
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    module, x, t = module.cuda(), example.cuda(), labels.cuda()
-    if mode == "infer":
-        if half is not None:
-            module, x = module.to(half), x.to(half) if x.is_floating_point() else x
-        run = torch.compile(module, mode="reduce-overhead") if compiled else module
-
-        def infer() -> Any:
-            with torch.inference_mode():
-                return run(x)
-
-        return infer
-    run = torch.compile(module, mode="reduce-overhead") if compiled else module
-    if network.adaptive:
-        optimizer: Any = torch.optim.AdamW(module.parameters(), 1e-4, fused=True)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(task.precision)
+    module, xs, t = module.cuda(), tuple(x.cuda() for x in example), labels.cuda()
+    if not task.train and half is not None:
+        module, xs = module.to(half), tuple(x.to(half) if x.is_floating_point() else x for x in xs)
+    run = torch.compile(module, mode=compiled) if compiled else module
+    settings = {"params": module.parameters(), "fused": True}
+    if task.network.adaptive:
+        optimizer: Any = torch.optim.AdamW(**settings, lr=1e-4)
     else:
-        optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9, fused=True)
+        optimizer = torch.optim.SGD(**settings, lr=0.01, momentum=0.9)
+
+    def infer() -> Any:
+        with torch.inference_mode():
+            return run(*xs)
 
     def step() -> Any:
         with torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
-            y = run(x)
-            loss = torch.nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]).float(), t.reshape(-1))
+            loss = torch_loss(task.network, run(*xs), t)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return loss
 
-    return step
+    def gradients(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: _array(module.get_parameter(name).grad) for name in names}
+
+    return Contender(step if task.train else infer, gradients)
 
 
-def _steps(network: Network, mode: str, precision: str, batch: int, runtimes: tuple[str, ...]) -> dict[str, Step]:
+def _contenders(task: Task, runtimes: Sequence[str]) -> dict[str, Contender]:
     import torch
 
-    steps = {}
+    torch._dynamo.reset()
+    found = {}
     for runtime in runtimes:
-        module = _module(network, mode == "train")
-        example = network.draw(torch, batch)
-        labels = _labels(torch, network, example)
-        if runtime == "flamert":
-            steps[runtime] = _ours(network, module, example, labels, mode, precision)
-        else:
-            torch._dynamo.reset()
-            steps[runtime] = _torchs(network, module, example, labels, mode, precision, runtime == "compile")
-    return steps
+        drawn = task.drawn()
+        found[runtime] = _ours(task, *drawn) if runtime == "flamert" else _torchs(task, *drawn, COMPILED.get(runtime))
+    return found
 
 
 def _array(result: Any) -> np.ndarray:
     """A result on the host, in float64."""
     if hasattr(result, "detach"):
-        return result.detach().float().cpu().numpy().astype(np.float64)
-    return (result.get() if hasattr(result, "get") else np.asarray(float(result))).astype(np.float64)
+        return result.detach().double().cpu().numpy()
+    result = result.get() if hasattr(result, "get") else result
+    return np.asarray(result if isinstance(result, np.ndarray) else float(result), np.float64)
 
 
-def _timed(step: Step, runs: int) -> float:
+@functools.cache
+def _reference(name: str, mode: str, batch: int, where: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What float64 gives: the output; or the loss, and the gradients of a few weights from the first layer to the last."""
+    import torch
+
+    task = Task(name, mode, "fp32", batch)
+    module, example, labels = task.drawn()
+    module = module.double().to(where)
+    example = tuple(x.double().to(where) if x.is_floating_point() else x.to(where) for x in example)
+    with torch.set_grad_enabled(task.train):
+        y = module(*example)
+        if not task.train:
+            return _array(y), {}
+        loss = torch_loss(task.network, y, labels.to(where))
+        loss.backward()
+    named = [n for n, p in module.named_parameters() if p.ndim > 1 and "lstm" not in n]  # exporters turn those of an LSTM
+    chosen = dict.fromkeys(named[round(i * (len(named) - 1) / 3)] for i in range(4))
+    return _array(loss), {n: _array(module.get_parameter(n).grad) for n in chosen}
+
+
+def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def _errors(task: Task, contenders: dict[str, Contender], where: str) -> dict[str, Any]:
+    """Relative errors of every runtime's first result, and of gradients here and in PyTorch as it is. Takes each one step."""
+    wanted, slopes = _reference(task.name, task.mode, task.batch, where)
+    row: dict[str, Any] = {}
+    for name, contender in contenders.items():
+        row[f"{name}_error"] = _apart(_array(contender.step()), wanted)
+        if slopes and name in ("flamert", "eager"):
+            found = contender.gradients(list(slopes))
+            row[f"{name}_gradients"] = {n: _apart(found[n], want) for n, want in slopes.items()}
+    if slopes:
+        ours, torchs = (row.get(f"{name}_gradients", {}) for name in ("flamert", "eager"))
+        row["gradient_ratio"] = max((ours[n] / max(torchs[n], 1e-12) for n in ours if n in torchs), default=None)
+    return row
+
+
+def _floor(task: Task) -> float:
+    """Milliseconds that a row takes at least."""
+    count, weights = _work(task.name, task.mode)
+    arithmetic = count * task.batch / FLOPS[task.precision]
+    if task.train:
+        return 1e3 * (arithmetic + weights * (ADAM_BYTES if task.network.adaptive else MOMENTUM_BYTES) / BANDWIDTH)
+    return 1e3 * max(arithmetic, weights * (4 if task.precision == "fp32" else 2) / BANDWIDTH)
+
+
+@functools.cache
+def _work(name: str, mode: str) -> tuple[float, int]:
+    """Floating-point operations of all products for one sample, forward and for training backward; and how many weights."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module, example, labels = Task(name, mode, "fp32", 1).drawn()
+    counter = FlopCounterMode(display=False)  # which knows recurrent layers and attention by the products they are made of
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        loss = torch_loss(NETWORKS[name], module(*example), labels)
+        if mode == "train":
+            loss.backward()
+    masked = NETWORKS[name].masked * (3 if mode == "train" else 1)
+    return float(counter.get_total_flops()) - masked, sum(p.numel() for p in module.parameters())
+
+
+def _timed(step: Callable[[], Any], runs: int) -> float:
     import torch
 
     start, end = torch.cuda.Event(True), torch.cuda.Event(True)
@@ -283,60 +310,54 @@ def _timed(step: Step, runs: int) -> float:
     return float(start.elapsed_time(end)) / runs
 
 
-def _measured(network: Network, mode: str, precision: str, batch: int, runtimes: tuple[str, ...]) -> dict[str, Any]:
+def _measured(task: Task, runtimes: Sequence[str], reference: str | None) -> dict[str, Any]:
     """Times, and errors of the first result, of all runtimes in one process."""
-    import torch
-
-    row: dict[str, Any] = {}
-    steps = _steps(network, mode, precision, batch, runtimes)
-    module = _module(network, mode == "train").double()
-    example = network.draw(torch, batch)
-    with torch.no_grad():
-        want = module(example.double() if example.is_floating_point() else example)
-        if mode == "train":
-            labels = _labels(torch, network, example)
-            want = torch.nn.functional.cross_entropy(want.reshape(-1, want.shape[-1]), labels.reshape(-1))
-    for name, step in steps.items():
-        error = np.linalg.norm(_array(step()) - want.numpy()) / np.linalg.norm(want.numpy())
-        row[f"{name}_error"] = float(error)
+    contenders = _contenders(task, runtimes)
+    row = _errors(task, contenders, reference) if reference else {}
+    for contender in contenders.values():
         for _ in range(WARM):
-            step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+            contender.step()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
-        for name, step in steps.items():
-            times[name].append(_timed(step, RUNS))
-    for name, found in times.items():
-        row[f"{name}_ms"] = statistics.median(found)
-    best = min(row[f"{name}_ms"] for name in steps if name != "flamert")
-    row["ratio"] = best / row["flamert_ms"]
+        for name, contender in contenders.items():
+            times[name].append(_timed(contender.step, RUNS))
+    row |= {f"{name}_ms": statistics.median(found) for name, found in times.items()}
+    row["ratio"] = min(row[f"{name}_ms"] for name in contenders if name != "flamert") / row["flamert_ms"]
+    row["floor_ms"] = _floor(task)
+    row["fraction"] = row["floor_ms"] / row["flamert_ms"]
     return row
 
 
-def _memory(name: str, mode: str, precision: str, batch: int, runtimes: tuple[str, ...]) -> dict[str, Any]:
-    """Peak memory and the time of the first call, of each runtime alone."""
+def _memory(task: Task, runtimes: Sequence[str]) -> dict[str, Any]:
+    """Peak memory, and the time of the first call with empty caches and with full ones, of each runtime alone."""
     row: dict[str, Any] = {}
+    given = ["--network", task.name, "--batch", str(task.batch), "--kind", task.mode, "--in", task.precision]
     for runtime in runtimes:
-        given = ["--child", runtime, "--network", name, "--batch", str(batch), "--kind", mode, "--in", precision]
-        done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *given], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        row |= {f"{runtime}_{key}": value for key, value in json.loads(done.stdout.strip().splitlines()[-1]).items()}
+        with tempfile.TemporaryDirectory(prefix="caches") as folder:
+            places = {name: os.path.join(folder, name) for name in CACHES}
+            for key in ("first_s", "warm_s"):
+                command = [sys.executable, "-m", "benchmarks.gpu", "--child", runtime, *given]
+                done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
+                if done.returncode:
+                    raise RuntimeError(done.stderr[-2000:])
+                found = json.loads(done.stdout.strip().splitlines()[-1])
+                row[f"{runtime}_{key}"], row[f"{runtime}_mib"] = found["first_s"], found["mib"]
     return row
 
 
 def _alone(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
-    network, runtime = NETWORKS[options.network], options.child
+    task = Task(options.network, options.kind, getattr(options, "in"), int(options.batch))
     torch.zeros(1).cuda()
     free = torch.cuda.mem_get_info()[0]
     started = time.perf_counter()
-    [step] = _steps(network, options.kind, getattr(options, "in"), int(options.batch), (runtime,)).values()
-    step()
+    [contender] = _contenders(task, (options.child,)).values()
+    contender.step()
     torch.cuda.synchronize()
     first = time.perf_counter() - started
     for _ in range(WARM):
-        step()
+        contender.step()
     torch.cuda.synchronize()
     return {"mib": (free - torch.cuda.mem_get_info()[0]) >> 20, "first_s": first}
 
@@ -346,18 +367,22 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*("network", "mode", "precision", "batch", *RUNTIMES, "ratio", "errors", "MiB", "first call, s"))
+    there = [r for r in RUNTIMES if any(f"{r}_ms" in row for row in rows)]
+    table = Table("row", *there, "ratio", "of floor", "errors", "gradients", "MiB", "first call, s: cold", "warm")
     for row in rows:
 
         def over(key: str, form: str, row: dict[str, Any] = row) -> str:
-            return " · ".join(format(row[f"{r}_{key}"], form) for r in RUNTIMES if f"{r}_{key}" in row)
+            return " · ".join(format(row[f"{r}_{key}"], form) for r in there if f"{r}_{key}" in row)
 
-        times = [format(row[f"{r}_ms"], ".3f") if f"{r}_ms" in row else "" for r in RUNTIMES]
+        times = [format(row[f"{r}_ms"], ".3f") if f"{r}_ms" in row else "" for r in there]
+        slopes = [f"{max(row[k].values()):.0e}" for r in there if (k := f"{r}_gradients") in row]
         table.add_row(
-            *(row["network"], row["mode"], row["precision"], str(row["batch"]), *times, f"{row['ratio']:.2f}"),
-            *(over("error", ".1e"), over("mib", "d"), over("first_s", ".1f")),
+            *(f"{row['network']} {row['mode']} {row['precision']} b{row['batch']}", *times),
+            *(f"{row['ratio']:.2f}", f"{row['fraction']:.2f}", over("error", ".0e"), " · ".join(slopes)),
+            *(over("mib", "d"), over("first_s", ".1f"), over("warm_s", ".1f")),
         )
-    Console(width=170).print(table)
+    Console(width=200).print(table)
+    print(f"several numbers in a cell: {' · '.join(there)}")
     for mode in dict.fromkeys(row["mode"] for row in rows):
         ratios = [row["ratio"] for row in rows if row["mode"] == mode]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))

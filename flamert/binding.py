@@ -52,7 +52,8 @@ class OrtValue:
         """Uninitialised memory for a tensor. element_type: NumPy's, or ONNX's number."""
         where = device_of(device_type, device_id)
         type = TensorType(tuple(shape), _element_type(element_type))
-        return cls(where.view(where.allocate(type.nbytes), 0, type), where, type.dtype)
+        memory = where.afford(lambda: where.allocate(type.nbytes), type.nbytes, type)
+        return cls(where.view(memory, 0, type), where, type.dtype)
 
     @classmethod
     def from_dlpack(cls, data: Any) -> OrtValue:

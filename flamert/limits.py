@@ -47,11 +47,12 @@ def available_memory() -> int:
 def require_memory(nbytes: int, what: object, where: object = None) -> None:
     """Raise OutOfMemory unless the host has `nbytes` to spare: better now, with a name, than killed halfway."""
     if nbytes > physical_memory() // 16 and nbytes > (free := available_memory()):
-        error = OutOfMemory(f"{what} takes {_readable(nbytes)}; this machine has {_readable(free)} to spare")
+        error = OutOfMemory(f"{what} takes {readable(nbytes)}; this machine has {readable(free)} to spare")
         raise error.at(str(where) if where is not None else None)
 
 
-def _readable(nbytes: float) -> str:
+def readable(nbytes: float) -> str:
+    """A size for people."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if nbytes < 1024:
             return f"{nbytes:.4g} {unit}"

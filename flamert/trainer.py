@@ -141,7 +141,8 @@ class Trainer:
         inputs, targets: arrays by name; or one array, or a tuple of them in the model's order. A single target goes by the
         name "target", those of a tuple by "target0", "target1", …
         Raises NonFiniteLoss, naming the step and the first ONNX node at fault, where a loss or gradient was NaN or infinite;
-        weights then are those before that step. On a GPU this may be noticed some steps late, which changes nothing else.
+        weights then are those before that step; ShapeError for class numbers and other indices out of range. On a GPU both may
+        be noticed some steps late, the latter at the latest when the loss is looked at, which changes nothing else.
         """
         return self.train(Batch(arrays_of(inputs, declared(self.model)), arrays_of(targets, {}, "target")))
 
@@ -151,6 +152,7 @@ class Trainer:
 
     def train(self, batch: Batch) -> Scalar:
         """`step` on inputs and targets by name."""
+        self._look()
         self._follow_model()
 
         def draft(task: Objective) -> tuple[Draft, list[Sequence[Value]]]:
@@ -168,18 +170,28 @@ class Trainer:
         self.model.params.lend(self.weights)
         if not self.device.remote or len(self._recent) >= LOOK_EVERY or self._held > HELD_BYTES:
             self.check()
-        return Scalar(loss, planned.plan.graph.outputs[0].dtype, self.device)
+        return Scalar(loss, planned.plan.graph.outputs[0].dtype, self.device, self._look)
+
+    def _look(self) -> None:
+        """`check`, if it is known to raise ShapeError."""
+        if self.device.faulty:
+            self.check()
 
     def check(self) -> None:
-        """Raise NonFiniteLoss if a loss or gradient since the last check was not finite."""
+        """Raise NonFiniteLoss if a loss or gradient since the last check was not finite, ShapeError if an index did not fit."""
         recent, self._recent, self._held = self._recent, {}, 0
         bad = int(self.state.arrays[BAD])
         if bad < 0:
+            self.device.check()
             return
         self.state[CALLS] = bad
-        planned, passed = recent[bad]
-        step, fault = self.steps + 1, fault_of(planned.task, self.recipe, self.state, passed)
-        self._settle()
+        try:
+            # Where a GPU reads by an index out of range it finds NaN: then the index is what is wrong.
+            self.device.check()
+            planned, passed = recent[bad]
+            step, fault = self.steps + 1, fault_of(planned.task, self.recipe, self.state, passed)
+        finally:
+            self._settle()
         raise NonFiniteLoss(
             f"step {step}: {fault}. Parameters are those from before that step; a smaller learning rate, clip_norm, or a look "
             "at the batch may help"

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 from flamert import dtypes
 from flamert import graph as g
 from flamert.graph import OPERATORS, Graph, TensorType
-from flamert.ops.cuda.emit import EXPRESSIONS, PARAMETERS, Operand, chain, expressible, merged
+from flamert.ops.cuda.emit import EXPRESSIONS, HEADER, MOST, PARAMETERS, Operand, expressible, merged, named
+from flamert.ops.cuda.emit_chain import Chain, by_tiles, chain, over_table
 from flamert.ops.cuda.pointwise import value_types
 from flamert.ops.evaluate import evaluate
 from flamert.ops.pointwise import Instruction
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.runtime.device import device
 from flamert.runtime.plan import Plan
+from tests.emulated import emulated
 
 ATTRIBUTES = {"alpha": 0.3, "beta": 0.4}
 TYPES = (np.dtype(np.float32), dtypes.float16, dtypes.bfloat16, np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.bool_))
@@ -85,9 +88,9 @@ def test_all_ops_compile(dtype):
     for step, types in found:
         types = value_types((step,), types)
         operands = [Operand(t.dtype, (2, 1)) for t in types[:-1]]
-        sources.append(chain((step,), types, operands, (0,), 2, 4 if types[-1].dtype.itemsize <= 4 else 2, False))
+        sources.append(chain(Chain((step,), types, operands, (0,), 2, 4 if types[-1].dtype.itemsize <= 4 else 2, False)))
     head = sources[0].partition('extern "C"')[0]
-    bodies = [s.removeprefix(head).replace("chain(", f"chain{i}(") for i, s in enumerate(sources)]
+    bodies = [s.removeprefix(head).replace(" chain_", f" chain{i}_") for i, s in enumerate(sources)]
     compile_source(lib, include, head + "\n".join(bodies))
 
 
@@ -99,7 +102,60 @@ def test_every_layout_compiles(strides, wide):
     program = (Instruction("mul", (0, 1)), Instruction("add", (3, 2)))
     types = value_types(program, [TensorType((4, 8), f)] * 3)
     operands = [Operand(f, (2, 1)), Operand(f, strides), Operand(f, (0, 0), np.float32("inf"))]
-    compile_source(lib, include, chain(program, types, operands, (0, 1), 2, 4, wide))
+    compile_source(lib, include, chain(Chain(program, types, operands, (0, 1), 2, 4, wide)))
+    if not wide:
+        compile_source(lib, include, by_tiles(Chain(program, types, operands, (0, 1), 2, 4, wide), [0]))
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("wide", [False, True])
+def test_kernels_over_tables_compile(width, wide):
+    lib, include = nvrtc()
+    f = np.dtype(np.float32)
+    program = (Instruction("mul", (0, 1)), Instruction("cast", (2,), (("to", dtypes.bfloat16),)))
+    types = value_types(program, [TensorType((64,), f), TensorType((), f)])
+    of = Chain(program, types, [Operand(f, (1,)), Operand(f, (0,))], (0, 1), 1, width, wide)
+    compile_source(lib, include, chain(of))
+    compile_source(lib, include, over_table(of))
+
+
+def test_quick_functions_are_precise_enough_for_halves():
+    call = emulated(
+        HEADER
+        + """
+extern "C" __global__ void quick(const float* x, float* erf, float* logistic) {
+  const u32 i = blockIdx.x * 256 + threadIdx.x;
+  erf[i] = quick_erf(x[i]);
+  logistic[i] = quick_logistic(x[i]);
+}
+"""
+    )
+    x = np.linspace(-12, 12, 1 << 14).astype(np.float32)
+    x[:4] = np.inf, -np.inf, np.nan, -0.0
+    erf, logistic = np.zeros_like(x), np.zeros_like(x)
+    call((64,), 256, x, erf, logistic)
+    want = np.array([math.erf(v) for v in x])
+    np.testing.assert_allclose(erf, want, rtol=0, atol=2e-6)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(logistic, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=2e-6)
+
+
+def test_halves_are_computed_quickly_and_floats_precisely():
+    def text(dtype, *program):
+        types = value_types(program, [TensorType((64,), dtype)])
+        return chain(Chain(program, types, [Operand(dtype, (1,))], (len(program) - 1,), 1, 1, False)).partition("extern")[2]
+
+    for op in ("gelu", "sigmoid", "swish"):
+        attrs = (("alpha", 1.0),) if op == "swish" else ()
+        assert "quick_" in text(dtypes.bfloat16, Instruction(op, (0,), attrs))
+        assert "quick_" not in text(np.dtype(np.float32), Instruction(op, (0,), attrs))
+    alone, summed = Instruction("erf", (0,)), Instruction("add", (1, 0))
+    assert "quick_" not in text(dtypes.float16, alone) and "quick_erf(" in text(dtypes.float16, alone, summed)
+
+
+def test_names_say_what_is_computed():
+    assert named("chain", "add", "gelu", "add") == "chain_add_gelu"
+    assert len(named("rows", *EXPRESSIONS)) <= MOST
 
 
 def test_axes_merge_where_all_operands_allow_it():

@@ -7,16 +7,18 @@ from flamert import dtypes, ops
 from flamert import graph as g
 from flamert.grad import grad
 from flamert.graph import Graph, TensorType
-from flamert.ops.cuda import pool
+from flamert.ops.cuda import reduce
+from flamert.ops.cuda.emit_reduce import laid, source
 from flamert.ops.cuda.emit_rows import rows_kernel, schedule, shape_of
 from flamert.ops.cuda.pointwise import elementwise, value_types
-from flamert.ops.cuda.reduce import layout_of, source
+from flamert.ops.cuda.reduce import layout_of
 from flamert.ops.cuda.rows import _operands, _shape, fits
 from flamert.ops.evaluate import evaluate
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.runtime.device import device
 from flamert.runtime.plan import Plan
+from tests.emulated import Kernel, Memory
 from tests.test_emit import compile_source, nvrtc
 
 F = np.dtype(np.float32)
@@ -146,21 +148,23 @@ def test_a_gpu_agrees(make):
         compare([on.download(r, w.dtype) for r, w in zip(results, wanted, strict=True)], wanted)
 
 
-@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 4096, 768), (3, 4096, 33), (700, 40, 3), (2, 100000, 1), (5, 70, 1)], ids=str)
 @pytest.mark.parametrize("name", ["reduce_sum", "reduce_mean", "reduce_max", "reduce_min"])
-def test_other_reductions_compile(name, columns):
+def test_other_reductions_compile(name, sizes):
     lib, include = nvrtc()
     for of, to in ((F, dtypes.float16), (dtypes.bfloat16, F), (np.dtype(np.float64), np.dtype(np.float64))):
-        compile_source(lib, include, source(name, of, to, 7 if name == "reduce_mean" else None, columns))
+        compile_source(lib, include, source(name, of, to, laid(*sizes, of.itemsize)))
 
 
 def test_layouts():
-    assert layout_of((4, 8, 16), (0, 1)) == (1, 32, 16, 1)
-    assert layout_of((4, 8, 16), (1,)) == (4, 8, 16, 1)
-    assert layout_of((4, 8, 16), (0, 2)) is None
-    assert layout_of((4, 1, 16), (0, 2)) == (1, 64, 1, 1)
-    long = layout_of((1 << 20,), (0,))
+    assert layout_of((4, 8, 16), (0, 1), 4) == (1, 32, 16, 1, 4)
+    assert layout_of((4, 8, 17), (1,), 4) == (4, 8, 17, 1, 1)
+    assert layout_of((4, 8, 16), (0, 2), 4) is None
+    assert layout_of((4, 1, 16), (0, 2), 4) == (1, 64, 1, 1, 4)
+    long = layout_of((1 << 20,), (0,), 4)
     assert long.splits > 100 and long.chunk * long.splits >= 1 << 20 > long.chunk * (long.splits - 1)
+    bias = layout_of((4096, 768), (0,), 2)
+    assert (bias.width, bias.across(2), bias.blocks(2), bias.splits) == (8, 8, 12, 32)
 
 
 REDUCED = [
@@ -170,7 +174,28 @@ REDUCED = [
     ((5, 70001), (1,)),
     ((2, 3, 4), (0, 1, 2)),
     ((7, 33), (0,)),
+    ((9001, 3), (0,)),
+    ((300, 1030), (0,)),
+    ((2, 3001, 6), (1,)),
 ]
+
+
+@pytest.mark.parametrize(("shape", "axes"), REDUCED)
+def test_reductions_as_emulated(shape, axes, monkeypatch):
+    monkeypatch.setattr(reduce, "compiled", Kernel)
+    for name, of, to, bound in (("reduce_mean", F, F, 1e-6), ("reduce_max", dtypes.bfloat16, F, 0)):
+        x = np.random.default_rng(2).standard_normal(shape).astype(of)
+        fold = {"reduce_sum": np.sum, "reduce_mean": np.mean, "reduce_max": np.max}[name]
+        want = fold(x.astype(np.float64), axis=axes)
+        layout = layout_of(shape, axes, of.itemsize)
+        out, parts = np.zeros(want.shape, to), np.zeros(layout.outer * layout.splits * layout.inner, dtypes.accumulator(of))
+        work = Memory(parts) if layout.splits > 1 else None
+        call = reduce.reduction(name, layout, (of, to), np, Memory(x), Memory(out), work)
+        call()
+        once = out.copy()
+        call()
+        assert once.tobytes() == out.tobytes()
+        np.testing.assert_allclose(out, want, rtol=bound, atol=bound * x.size / want.size)
 
 
 @pytest.mark.gpu
@@ -188,10 +213,3 @@ def test_a_gpu_reduces(name, dtype, shape, axes):
     assert got[0].tobytes() == got[1].tobytes() == got[2].tobytes()
     tolerance = {2: 2e-2, 4: 1e-4, 8: 1e-12}[dtype.itemsize]
     np.testing.assert_allclose(got[0].astype(np.float64), want.astype(np.float64), rtol=tolerance, atol=tolerance * 30)
-
-
-@pytest.mark.parametrize("dtype", ["float", "__half", "__nv_bfloat16"])
-def test_pools_compile(dtype):
-    lib, include = nvrtc()
-    compile_source(lib, include, pool.forward(dtype))
-    compile_source(lib, include, pool.backward(dtype))

@@ -14,6 +14,7 @@ FAMILIES = (
     "batch_norm",
     "cast",
     "channels_last",
+    "columns",
     "conv",
     "deform",
     "einsum",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # the names that an op and a module share mean the op
     attention_blhd: Any
     batch_norm: Any
     cast: Any
+    columns: Any
     conv: Any
     einsum: Any
     linear: Any

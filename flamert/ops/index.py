@@ -1,6 +1,6 @@
 """Ops that read elements by computed indices: gather, reversal by length; and masks by index: trilu, one-hot.
 
-Negative indices count from the end. An index outside its dimension is a ShapeError when running on the CPU.
+Negative indices count from the end. An index outside its dimension is a ShapeError, on a GPU a late one (runtime/faults.py).
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from flamert.ops.shape import narrow, reshape
 
 
 def check_range(xp: Any, indices: Any, size: int) -> None:
-    """Raise ShapeError for an index outside [-size, size). On a GPU asking would stall it, and indexing wraps around."""
+    """Raise ShapeError for an index outside [-size, size). Asking a GPU would stall it: its kernels note such indices."""
     if xp is not np or not indices.size:
         return
     low, high = indices.min(), indices.max()
     if low < -size or high >= size:
-        raise ShapeError(f"index {low if low < -size else high} is outside a dimension of {size}")
+        raise outside(low, high, size)
+
+
+def outside(low: int, high: int, size: int) -> ShapeError:
+    """What is wrong with indices from `low` to `high`."""
+    return ShapeError(f"index {low if low < -size else high} is outside a dimension of {size}")
 
 
 @op(moves=True)

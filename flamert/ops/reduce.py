@@ -202,12 +202,30 @@ def moments(x: Any, *, axes: tuple[int, ...]) -> Any:
 def all_finite(*xs: Any) -> Any:
     """Whether no element of any operand is infinite or NaN: a bool[].
 
-    xs: floating. Sums tell, so that tensors may be finite and the answer no where the sum of one of them overflows.
+    xs: floating. Sums tell, so that tensors may be finite and the answer no where the sum of one of them overflows. On a GPU
+    elements do.
     """
     sums = [cast(reduce_sum(x, axes=tuple(range(x.rank))), to=dtypes.float64) for x in xs]
     while len(sums) > 1:
         sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)] + (sums[-1:] if len(sums) % 2 else [])
     return absolute(sums[0]) < math.inf
+
+
+@composite
+def sum_of_squares(*xs: Any) -> Any:
+    """Σ x² over all elements of all operands: a float64[] where one of them is float64, else a float32[].
+
+    xs: floating. Added up in the result's type. The square of what torch.nn.utils.get_total_norm gives.
+    """
+    to = dtypes.float64 if any(x.dtype == dtypes.float64 for x in xs) else dtypes.float32
+    sums = []
+    for x in xs:
+        wide = cast(x, to=to) if x.dtype != to else x
+        sums.append(reduce_sum(wide * wide, axes=tuple(range(x.rank))))
+    total = sums[0]
+    for more in sums[1:]:
+        total = total + more
+    return total
 
 
 def accumulating(x: Value) -> Value:

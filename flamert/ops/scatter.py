@@ -1,6 +1,6 @@
 """Ops that write elements at computed indices into a copy of a tensor. Reading by index is in index.py.
 
-Negative indices count from the end. An index outside its dimension is a ShapeError when running on the CPU.
+Negative indices count from the end. An index outside its dimension is a ShapeError, on a GPU a late one (runtime/faults.py).
 """
 
 from __future__ import annotations

@@ -13,11 +13,10 @@ from flamert.graph import Value
 
 def global_norm(grads: Sequence[Value]) -> Value:
     """√ Σ g² over all elements of all gradients, a float32 scalar."""
-    total = g.constant(np.float32(0))
-    for grad in grads:
-        wide = ops.cast(grad, to=np.dtype(np.float32))
-        total = total + ops.reduce_sum(wide * wide, axes=tuple(range(grad.rank)))
-    return ops.sqrt(total)
+    if not grads:
+        return g.constant(np.float32(0))
+    norm = ops.sqrt(ops.sum_of_squares(*grads))
+    return norm if norm.dtype == np.float32 else ops.cast(norm, to=np.dtype(np.float32))
 
 
 def clip_by_global_norm(grads: Sequence[Value], max_norm: float) -> list[Value]:

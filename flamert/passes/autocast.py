@@ -17,13 +17,14 @@ LOWERED = frozenset({"matmul", "gemm", "linear", "einsum", "conv", "conv_transpo
 
 FAMILIES = frozenset({"elementwise", "logic", "activation", "shape", "index", "pool", "image"})
 
-FOLLOWING = frozenset(
-    {"batch_norm", "batch_norm_training", "dropout", "reduce_max", "reduce_min", "cast", "erf", "tanh", "sqrt"}
-)
+FOLLOWING = frozenset({"dropout", "reduce_max", "reduce_min", "cast", "erf", "tanh", "sqrt"})
 """With `FAMILIES`: ops that are computed in the type of their operands, the wider one where these differ."""
 
 NARROWABLE = frozenset({"softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm", "instance_norm"})
 """Ops that compute in float32 inside, and lose no more than a rounding where their operands and results are halves."""
+
+MIXED = frozenset({"batch_norm", "batch_norm_training"})
+"""Ops whose first operand may be a half while the others are float32; what comes out is of the first one's type."""
 
 WIDE = frozenset({"pow"})
 """Ops of these families that are computed in float32 all the same."""
@@ -75,6 +76,8 @@ def _type_for(node: Node, inputs: tuple[Value | None, ...], to: np.dtype, island
     if not mine:
         return None
     name = node.op.name
+    if name in MIXED:
+        return None
     if name in LOWERED or (name == "gather" and not islands and mine[0].node.known and _fits(mine[0], to)):
         return to
     if not any(v.dtype == to for v in mine):

@@ -13,15 +13,21 @@ from flamert.graph import Graph, Node, Value, uses
 from flamert.rewrite import rebuild
 
 
-def fuse_epilogues(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
+def fuse_epilogues(
+    graph: Graph, eligible: Callable[[Node], bool], accepted: Callable[[Node], bool] = lambda node: True
+) -> Graph:
     """matmul → linear where that is `eligible` (a predicate on linear nodes), then + bias, + residual, activation into it.
 
     Into a convolution goes also what makes it 0 where something else is not positive, as relu's gradient does. A product is
-    extended only while nobody else reads it.
+    extended only while nobody else reads it, and to what is `accepted` (a predicate on extended nodes).
     """
     count = uses(graph)
 
     def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        results = extended(node, inputs)
+        return results if results is None or accepted(results[0].node) else None
+
+    def extended(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
         if node.op is ops.matmul:
             product = Node(ops.linear, inputs, ops.linear.defaults, node.types, node.source)
             return product.outputs if eligible(product) else None

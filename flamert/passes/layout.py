@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flamert import dtypes, ops
 from flamert.graph import Graph, Node, Value
 from flamert.ops.channels_last import to_channels_first, to_channels_last
+from flamert.ops.reduce import accumulating, cast_like
 from flamert.rewrite import with_inputs
 
 Eligible = Callable[[Node], bool]
@@ -219,12 +220,14 @@ def _moments(walk: _Walk, node: Node) -> Result:
 
 
 def _batch_norm(walk: _Walk, node: Node) -> Result:
-    """As arithmetic on elements, which is fused with what surrounds it."""
+    """As arithmetic on elements, which is fused with what surrounds it; of halves in float32."""
     x, *channels = node.inputs
-    if not walk.follows(x) or any(v is None or v.dtype != x.dtype or v.dtype in dtypes.HALF for v in channels):  # type: ignore[union-attr]
+    assert x is not None
+    if not walk.follows(x) or any(v is None or v.dtype != dtypes.accumulator(x.dtype) for v in channels):
         return None
     scale, bias, mean, var = [walk.first(v) for v in channels if v is not None]
-    return (walk.last(x) - mean) * (scale / ops.sqrt(var + node.attrs["epsilon"])) + bias  # type: ignore[arg-type]
+    wide = accumulating(walk.last(x))
+    return cast_like((wide - mean) * (scale / ops.sqrt(var + node.attrs["epsilon"])) + bias, walk.last(x))
 
 
 def _batch_norm_gradient(walk: _Walk, node: Node) -> Result:

@@ -14,6 +14,7 @@ from flamert.graph import Graph, Node, TensorType
 from flamert.ops.cpu import pointwise as on_cpu
 from flamert.passes.affine import fold_affine
 from flamert.passes.autocast import autocast, widen
+from flamert.passes.columns import fuse_columns
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
@@ -23,6 +24,7 @@ from flamert.passes.parts import join_parts
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.products import merge_products, take_biases, turn_products
+from flamert.passes.repeat import repeat_free
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
 from flamert.passes.views import settle_views
@@ -43,15 +45,15 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         simplify,
         deduplicate,
         partial(recognise, eligible=partial(_beats_its_parts, backend=device.backend, half=half)),
-        *([] if half is None else [partial(autocast, to=half, islands=False)]),
         fold_affine,
         folding,
+        *([] if half is None else [partial(autocast, to=half, islands=False), folding]),
         partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
         *(_around_products(device.backend)),
         simplify,
         turn_products,
-        partial(fuse_epilogues, eligible=partial(_has_kernel, backend=device.backend)),
+        _epilogues(device.backend),
         *([] if device.backend == "numpy" else [take_biases, merge_products]),
         *_fusion(device.backend),
         folding,
@@ -128,6 +130,16 @@ def _has_kernel(node: Node, backend: str) -> bool:
     return node.op.kernel_for(node, backend) is not None
 
 
+def _epilogues(backend: str) -> Pass:
+    """On a GPU, convolutions take what cuDNN does in the same launch; the rest is fused with more than it could be there."""
+    eligible = partial(_has_kernel, backend=backend)
+    if backend == "numpy":
+        return partial(fuse_epilogues, eligible=eligible)
+    from flamert.ops.cuda.conv import in_one_launch
+
+    return partial(fuse_epilogues, eligible=eligible, accepted=in_one_launch)
+
+
 def _has_kernel_of_its_own(node: Node, backend: str) -> bool:
     """Whether it has a kernel that was written for this backend."""
     found = node.op.kernel_for(node, backend)
@@ -145,13 +157,15 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
     """What becomes of elementwise ops, and on a GPU of reductions among them."""
     if backend == "numpy":
         return (partial(fuse_pointwise, eligible=on_cpu.elementwise, together=True),)
+    from flamert.ops.cuda import columns, rows
     from flamert.ops.cuda import pointwise as on_gpu
-    from flamert.ops.cuda import rows
 
     return (
         open_rows,
         simplify,
         deduplicate,
+        partial(repeat_free, eligible=on_gpu.elementwise),
+        partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
         partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
         partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 from flamert.runtime.device import Device
@@ -34,6 +35,7 @@ class Arenas:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._idle: list[Arena] = []
+        device.keeps(self)
 
     @staticmethod
     def of(device: Device, cache: dict) -> Arenas:
@@ -44,7 +46,7 @@ class Arenas:
         return shared if shared is not None else cache.setdefault(Arenas, Arenas(device))
 
     def take(self, nbytes: int) -> Arena:
-        """An arena of at least this size. One that proves too small is replaced."""
+        """An arena of at least this size. One that proves too small is replaced. Raises OutOfMemory."""
         try:
             arena = self._idle.pop()
         except IndexError:
@@ -52,13 +54,17 @@ class Arenas:
         if arena is None or arena.nbytes < nbytes:
             del arena
             size = nbytes if self.device.remote else rounded(nbytes)
-            arena = Arena(self.device.allocate(size), size)
+            arena = Arena(self.device.afford(partial(self.device.allocate, size), size, "an arena"), size)
         return arena
 
     def give(self, arena: Arena) -> None:
         """Keep an arena for the next call."""
         if len(self._idle) < IDLE_ARENAS:
             self._idle.append(arena)
+
+    def drop(self) -> None:
+        """Let go of all that no call has."""
+        self._idle.clear()
 
 
 def rounded(nbytes: int) -> int:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from flamert.errors import DeviceError, InputError, OutOfMemory
 from flamert.graph import TensorType
-from flamert.limits import require_memory
+from flamert.limits import available_memory, physical_memory, readable, require_memory
+from flamert.ops.cpu.shape import copier
 
 ALIGNMENT = 256
 """Bytes; every buffer of an arena starts on a multiple of it (wide loads on GPUs, cache lines on CPUs)."""
+
+
+Made = TypeVar("Made")
+
+_keepers: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Who keeps memory only to save time, of all devices."""
 
 
 class Device:
@@ -31,22 +41,64 @@ class Device:
     """Whether a plan that is called often is worth making again, with kernels that cost more to set up."""
 
     def allocate(self, nbytes: int) -> Any:
-        """Uninitialised memory for an arena."""
+        """Uninitialised memory for an arena. Raises MemoryError."""
         raise NotImplementedError
 
     def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
         """An array inside `memory`, starting `offset` bytes in."""
         raise NotImplementedError
 
+    def afford(self, make: Callable[[], Made], nbytes: int, what: object) -> Made:
+        """`make()`, which takes memory. Where there is too little, memory that is merely kept is given back, for a second try.
+
+        Raises OutOfMemory where that is not enough.
+        """
+        try:
+            return make()
+        except MemoryError:
+            pass
+        self.reclaim()
+        try:
+            return make()
+        except OutOfMemory:
+            raise
+        except MemoryError as error:
+            free, total = self.room()
+            room = f"of its {readable(total)} {readable(free)} are free"
+            raise OutOfMemory(f"{what} of {readable(nbytes)} does not fit on {self.name}: {room}") from error
+
+    def keeps(self, keeper: Any) -> None:
+        """From now on `keeper`, of which this is the `device`, is asked to `drop` what it merely keeps when memory runs out."""
+        _keepers.add(keeper)
+
+    def reclaim(self) -> None:
+        """Give back all memory that is kept only to save time."""
+        for keeper in list(_keepers):
+            if keeper.device.name == self.name:
+                keeper.drop()
+        gc.collect()
+
+    def room(self) -> tuple[int, int]:
+        """Bytes of memory that are free, and that there are."""
+        return available_memory(), physical_memory()
+
     def synchronize(self) -> None:
         """Wait until everything asked of the device is done."""
+
+    @property
+    def faulty(self) -> bool:
+        """Whether `check` would raise."""
+        return False
+
+    def check(self) -> None:
+        """Raise what kernels found wrong that could not say so at once, as far as they are done."""
 
     def upload(self, array: np.ndarray) -> Any:
         """A NumPy array as this device holds it. No copy is made where none is needed."""
         raise NotImplementedError
 
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
-        """A device array as a NumPy array of element type `dtype`."""
+        """A device array as a NumPy array of element type `dtype`. Raises what `check` does, about all that led to it."""
         raise NotImplementedError
 
     def adopt(self, array: Any) -> Any:
@@ -60,6 +112,10 @@ class Device:
     def owned(self, array: Any) -> Any:
         """A fresh copy that no arena will overwrite."""
         return array.copy()
+
+    def copier(self, out: Any, x: Any) -> Callable[[], Any]:
+        """A call that copies x into `out`, an array of the same shape and type, whatever the strides of the two."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<Device {self.name}>"
@@ -91,6 +147,9 @@ class Host(Device):
         memory = (ctypes.c_ubyte * type.nbytes).from_address(pointer)
         return np.ctypeslib.as_array(memory).view(type.dtype).reshape(type.shape)
 
+    def copier(self, out: Any, x: Any) -> Callable[[], Any]:
+        return copier(out, x)
+
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
         return array
 
@@ -115,17 +174,29 @@ class Cuda(Device):
 
     def allocate(self, nbytes: int) -> Any:
         with self.xp.cuda.Device(self.index):
-            try:
-                return self.xp.empty(max(nbytes, 1), self.xp.uint8)
-            except self.xp.cuda.memory.OutOfMemoryError as error:
-                raise OutOfMemory(f"an arena of {nbytes} bytes does not fit on {self.name}") from error
+            return self.xp.empty(max(nbytes, 1), self.xp.uint8)
+
+    def reclaim(self) -> None:
+        with self.xp.cuda.Device(self.index) as here:
+            here.synchronize()
+            super().reclaim()
+            self.xp.get_default_memory_pool().free_all_blocks()
+
+    def room(self) -> tuple[int, int]:
+        with self.xp.cuda.Device(self.index) as here:
+            free, total = here.mem_info
+        return free, total
+
+    def owned(self, array: Any) -> Any:
+        return self.afford(array.copy, array.nbytes, "a result")
 
     def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
         return self.xp.ndarray(type.shape, storage(type.dtype), memory.data + offset, strides)
 
     def upload(self, array: np.ndarray) -> Any:
         with self.xp.cuda.Device(self.index):
-            return self.xp.asarray(array.view(storage(array.dtype)))
+            held, type = array.view(storage(array.dtype)), TensorType(array.shape, array.dtype)
+            return self.afford(lambda: self.xp.asarray(held), array.nbytes, type)
 
     def adopt(self, array: Any) -> Any:
         with self.xp.cuda.Device(self.index):
@@ -137,11 +208,32 @@ class Cuda(Device):
         memory = self.xp.cuda.UnownedMemory(pointer, type.nbytes, None, self.index)
         return self.xp.ndarray(type.shape, storage(type.dtype), self.xp.cuda.MemoryPointer(memory, 0))
 
+    def copier(self, out: Any, x: Any) -> Callable[[], Any]:
+        from flamert.ops.cuda.copy import copier
+
+        return copier(out, x)
+
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
-        return self.xp.asnumpy(array).view(dtype)
+        found = self.xp.asnumpy(array).view(dtype)
+        self.check()
+        return found
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
+
+    @functools.cached_property
+    def faults(self) -> Any:
+        """Where kernels note indices out of range."""
+        from flamert.runtime.faults import Faults
+
+        return Faults.of(self.xp, self.index)
+
+    @property
+    def faulty(self) -> bool:
+        return self.faults.found
+
+    def check(self) -> None:
+        self.faults.check()
 
 
 _NATIVE = frozenset(map(np.dtype, "?bhilqBHILQefdFD"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flamert.errors import FlamertError, UnsupportedOp, translated
+from flamert.errors import FlamertError, OutOfMemory, UnsupportedOp, translated
 from flamert.graph import CONSTANT, INPUT, Graph, Node, TensorType, Value
 from flamert.limits import require_memory
-from flamert.ops.cpu.shape import copier
 from flamert.ops.op import Derived, Kernel, Site, expand
 from flamert.rewrite import rebuild
-from flamert.runtime.arena import Arenas
+from flamert.runtime.arena import Arena, Arenas
 from flamert.runtime.capture import Replay, obstacle_of
 from flamert.runtime.device import ALIGNMENT, Device
+from flamert.runtime.faults import named
 from flamert.runtime.hosted import hosted, needs_host
 from flamert.runtime.memory import Lifetime, place
 from flamert.runtime.reads import LEAVES, destinations, last_reads
+from flamert.runtime.shortage import largest
 
 
 class Storage:
@@ -101,12 +101,12 @@ class Plan:
         offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
         self._offsets = dict(zip(buffers, offsets, strict=True))
         self._arenas = Arenas.of(device, self.cache)
-        arena = self._arenas.take(self.nbytes)
+        arena = self._arena()
         arena.bound[self] = self._bind(arena.memory)
         self._arenas.give(arena)
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        arena = self._arenas.take(self.nbytes)
+        arena = self._arena()
         try:
             bound = arena.bound.get(self)
             if bound is None:
@@ -115,7 +115,15 @@ class Plan:
         finally:
             self._arenas.give(arena)
 
+    def _arena(self) -> Arena:
+        try:
+            return self._arenas.take(self.nbytes)
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{error}. Largest buffers: {largest(self)}") from error
+
     def _run(self, bound: Bound, inputs: Sequence[Any]) -> list[Any]:
+        if self.device.remote:
+            self.device.check()
         for buffer, array in zip(bound.inputs, inputs, strict=True):
             if buffer is not None:
                 buffer[...] = array
@@ -150,7 +158,8 @@ class Plan:
 
         State that is written where it lies moves on with every run.
         """
-        bound = self._bind(self.device.allocate(self.nbytes), chain=False)
+        memory = self.device.afford(lambda: self.device.allocate(self.nbytes), self.nbytes, "an arena")
+        bound = self._bind(memory, chain=False)
         best: list[tuple[Step, float, float]] = []
         for _ in range(repeats):
             for buffer, array in zip(bound.inputs, inputs, strict=True):
@@ -169,9 +178,7 @@ class Plan:
         return best
 
     def _failure(self, error: Exception, at: int) -> FlamertError:
-        node = self.steps[at].node
-        operands = ", ".join("_" if v is None else str(v.type) for v in node.inputs)
-        where = f"{node.source or 'a node without source'}: {node.op.name}({operands})"
+        where = named(self.steps[at].node)
         return error.at(where) if isinstance(error, FlamertError) else translated(error, where)
 
     def _schedule(self) -> None:
@@ -318,17 +325,18 @@ class Plan:
 
 
 def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:
-    """Neighbouring calls of a type that knows how to `chain` as one each; and which call each of the new ones begins with."""
+    """Neighbouring calls of a type that knows how to `chain` as one each; and which call each of the new ones begins with.
+
+    A type that cannot chain all of its calls says by `groups` which of its neighbours may become one, and in which order.
+    """
     merged: list[Callable[[], Any]] = []
     starts: list[int] = []
     for kind, run in itertools.groupby(enumerate(calls), key=lambda item: type(item[1])):
         numbers, members = zip(*run, strict=True)
-        if len(members) > 1 and hasattr(kind, "chain"):
-            merged.append(kind.chain(members))
-            starts.append(numbers[0])
-        else:
-            merged.extend(members)
-            starts.extend(numbers)
+        together = [range(len(members))] if hasattr(kind, "chain") else [[i] for i in range(len(members))]
+        for group in kind.groups(members) if hasattr(kind, "groups") else together:
+            merged.append(kind.chain([members[i] for i in group]) if len(group) > 1 else members[group[0]])
+            starts.append(numbers[group[0]])
     return merged, starts
 
 
@@ -343,8 +351,7 @@ _Copy = _CopyOp()
 
 def _copy(site: Site, out: Any, x: Any, **attrs: Any) -> Callable[[], Any]:
     """Elements in C order are the same on both sides, so a copy serves reshapes that cannot be views as well."""
-    out = out.reshape(x.shape)
-    return copier(out, x) if isinstance(out, np.ndarray) else functools.partial(site.xp.copyto, out, x)
+    return site.device.copier(out.reshape(x.shape), x)
 
 
 COPY = Kernel(None, _copy, bind=True)  # type: ignore[arg-type]

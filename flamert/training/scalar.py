@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,28 @@ from flamert.runtime.device import Device
 
 
 class Scalar:
-    """One number on a device. Looking at it, by float(), formatting, comparing or computing, reads it, once."""
+    """One number on a device. Looking at it, by float(), formatting, comparing or computing, reads it, once.
 
-    __slots__ = ("_array", "_device", "_dtype", "_value")
+    look: called before, when the device is done with it; may raise.
+    """
 
-    def __init__(self, array: Any, dtype: np.dtype, device: Device) -> None:
-        self._array, self._dtype, self._device = array, dtype, device
+    __slots__ = ("_array", "_device", "_dtype", "_look", "_value")
+
+    def __init__(self, array: Any, dtype: np.dtype, device: Device, look: Callable[[], None] | None = None) -> None:
+        self._array, self._dtype, self._device, self._look = array, dtype, device, look or _nothing
         self._value: float | None = None
 
     def item(self) -> float:
         """The number."""
         if self._value is None:
-            self._value = float(self._device.download(self._array, self._dtype).reshape(()))
-            self._array = None
-        return self._value
+            self._device.synchronize()
+            self._look()
+            self._take(float(self._device.download(self._array, self._dtype).reshape(())))
+        return self._value  # type: ignore[return-value]
+
+    def _take(self, value: float) -> None:
+        """Keep the number and let go of what it was read from."""
+        self._value, self._array, self._look = value, None, _nothing
 
     @staticmethod
     def read_all(scalars: Sequence[Scalar]) -> list[float]:
@@ -32,9 +40,11 @@ class Scalar:
         waiting = [s for s in scalars if s._value is None]
         if waiting and len({s._dtype for s in waiting}) == 1:
             device, dtype = waiting[0]._device, waiting[0]._dtype
+            device.synchronize()
+            waiting[0]._look()
             found = device.download(device.xp.stack([s._array.reshape(()) for s in waiting]), dtype)
             for s, value in zip(waiting, found.tolist(), strict=True):
-                s._value, s._array = value, None
+                s._take(value)
         return [s.item() for s in scalars]
 
     __float__ = item
@@ -94,3 +104,7 @@ class Scalar:
         return abs(self.item())
 
     __radd__, __rmul__ = __add__, __mul__
+
+
+def _nothing() -> None:
+    """Nobody looks."""

@@ -38,6 +38,18 @@ def log_sum_exp(x, axes, keepdims=False):
     return np.log(np.sum(np.exp(x), axes, keepdims=keepdims))
 
 
+drawn = np.random.default_rng(7)
+
+
+def own(*shape):
+    """Numbers that leave those of all other rows as they are."""
+    return drawn.standard_normal(shape).astype(np.float32)
+
+
+def squares(*xs):
+    return sum(np.sum(np.square(x.astype(np.float64))) for x in xs)
+
+
 def square_sum(x, **over_axes):
     return np.sum(x * x, **over_axes)
 
@@ -59,6 +71,8 @@ CASES = [
     Case("all_finite", [f32(3, 4), f32(), f32(2, 0), f32(40000)], {}, finite, FLOATS, gradient=False),
     Case("all_finite", [f32(3, 4), with_nan], {}, finite, gradient=False, name="nan"),
     Case("all_finite", [f32(40000), late], {}, finite, gradient=False, name="infinite"),
+    Case("sum_of_squares", [own(3, 4), own(), own(2, 0), own(300)], {}, squares, FLOATS),
+    Case("sum_of_squares", [np.full((4, 2), 200, np.float16)], {}, np.float32(320000), name="half range"),
     Case("reduce_log_sum_exp", [big], {"axes": (1,)}, big_sums, gradient=False, name="large"),
     Case("reduce_log_sum_exp", [x], {"axes": (2, 0), "keepdims": True}, log_sum_exp),
     *[Case("reduce_log_sum", [f32(*s, low=0.1)], {"axes": a}, log_sum, FLOATS) for s, a in AXES],

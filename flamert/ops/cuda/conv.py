@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -186,6 +187,17 @@ def _packed(site: Site, w: Any) -> tuple[Any, list[Launch]]:
     return _first(copy), [copier(copy, w.transpose(order))]
 
 
+def _is_relu(activation: str, alpha: float, beta: float) -> bool:
+    return activation == "relu" or (activation == "clip" and alpha == 0 and beta == math.inf)
+
+
+def in_one_launch(node: Node) -> bool:
+    """Whether cuDNN computes all of this product: with a bias and a residual, then relu, and nothing else."""
+    attrs = node.attrs
+    plain = not attrs["activation"] or _is_relu(attrs["activation"], attrs["alpha"], attrs["beta"])
+    return node.op.name == "conv_channels_last" and plain and len(node.inputs) < 5
+
+
 @kernel(OPS["conv_channels_last"], "cupy", when=_suits, bind=True, workspace=_workspace)
 def _(
     site: Site,
@@ -208,8 +220,9 @@ def _(
     windows, operands = Windows(strides, pads, dilations), (_first(x), weights)
     over = None if residual is None else _first(residual)
     try:
-        steps.append(_made(site, "fprop", operands, _first(out), windows, bias, over, activation == "relu"))
-        bias, residual, activation = None, None, "" if activation == "relu" else activation
+        relu = _is_relu(activation, alpha, beta)
+        steps.append(_made(site, "fprop", operands, _first(out), windows, bias, over, relu))
+        bias, residual, activation = None, None, "" if relu else activation
     except DeviceError:
         attrs = {"strides": strides, "pads": pads, "dilations": dilations, "group": group}
         steps.append(_plain(site, conv, "fprop", operands, _first(out), windows, attrs))

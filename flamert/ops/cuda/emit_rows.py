@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flamert import dtypes
 from flamert.graph import TensorType
-from flamert.ops.cuda.emit import COMPUTED, HEADER, STORED, decomposed, expression, literal
+from flamert.ops.cuda.emit import COMPUTED, HEADER, STORED, decomposed, expression, literal, named
 from flamert.ops.pointwise import Instruction
 from flamert.ops.rows import REDUCTIONS
 
@@ -128,12 +128,17 @@ def rows_kernel(
     rank: int,
     shape: Shape,
 ) -> str:
-    """The source of a kernel `rows(pointers…, results…, n, lengths…, strides…)` for n rows. types: of all values.
+    """The source of a kernel `rows_…(pointers…, results…, n, lengths…, strides…)` for n rows. types: of all values.
 
     rank: merged axes of rows; lengths of all but the outermost are given, and of each operand the strides, in elements, along
     those that it moves with.
     """
     return _Kernel(program, types, operands, results, shape).source(rank)
+
+
+def rows_name(program: Sequence[Instruction]) -> str:
+    """What the kernel of a program is called."""
+    return named("rows", *[step.op for step in program])
 
 
 class _Kernel:
@@ -181,7 +186,8 @@ class _Kernel:
                 lines.append(f"if (lane == 0) o{k}[row] = {self.rounded(i)};")
         inner = "\n  ".join(lines)
         threads = shape.threads * shape.rows
-        head = f'extern "C" __global__ void __launch_bounds__({threads}) rows({", ".join(parameters)})'
+        name = rows_name(self.program)
+        head = f'extern "C" __global__ void __launch_bounds__({threads}) {name}({", ".join(parameters)})'
         return f"{HEADER}{REDUCERS}\n{head} {{\n  {inner}\n}}\n"
 
     def rounded(self, i: int) -> str:

@@ -6,18 +6,23 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flamert.graph import OPERATORS, Node, TensorType
-from flamert.ops.cuda.emit import Operand, chain, expressible, merged
+from flamert.ops.cuda.emit import Loop, Operand, expressible, merged
+from flamert.ops.cuda.emit_chain import SIDE, THREADS, TURNS, Chain, by_tiles, chain, over_table
+from flamert.ops.cuda.emit_copy import TILED
+from flamert.ops.cuda.launch import Flat, Launch, compiled, extent
 from flamert.ops.op import Site, kernel
 from flamert.ops.pointwise import Instruction, pointwise, pointwise_many
 
-THREADS = 256
 VECTOR_BYTES = 16
 """The widest access there is."""
+
+MOST_TILES = 4
+"""Operands that a chain reads through shared memory, of which a block has 48 KiB. Further ones are read across."""
 
 
 def elementwise(node: Node) -> bool:
@@ -45,14 +50,6 @@ def _suits(node: Node) -> bool:
     )
 
 
-@functools.lru_cache(1024)
-def compiled(source: str, name: str) -> Any:
-    """A kernel, compiled when it is first launched, unless its code is on disk."""
-    import cupy
-
-    return cupy.RawKernel(source, name, ("-std=c++17", "--ftz=false"))
-
-
 @kernel(pointwise, "cupy", when=_suits, bind=True)
 def _(site: Site, out: Any, *inputs: Any, program: tuple[Instruction, ...]) -> Callable[[], None]:
     return _bound(site, (out,), inputs, program, (len(program) - 1,))
@@ -77,7 +74,7 @@ def launch(
     literals: Sequence[Any],
     program: tuple[Instruction, ...],
     results: tuple[int, ...],
-) -> Callable[[], None]:
+) -> Launch:
     """The launch of a chain's kernel.
 
     outs: arrays for the instructions numbered `results`, contiguous. inputs: arrays of any strides, of types `given`; one may
@@ -87,21 +84,83 @@ def launch(
     types = value_types(program, given)
     stored = [literal is None for literal in literals]
     loop = merged(out.shape, [*[_strides(x, out.shape) for x in inputs], _strides(out, out.shape)])
-    strides = loop.strides[:-1]
     arrays = list(compress(inputs, stored))
-    width = _width(loop.shape[-1], list(zip(arrays, compress(strides, stored), strict=True)), outs)
-    operands = [
-        # A stride's size is an argument; that it is 0 or 1 is part of the source.
-        Operand(type.dtype, tuple(1 if i == len(s) - 1 and d == 1 else 2 * (d != 0) for i, d in enumerate(s)), literal)
-        for type, s, literal in zip(types, strides, literals, strict=False)
-    ]
-    wide = out.size >= 1 << 31
-    run = compiled(chain(program, types, operands, results, len(loop.shape), width, wide), "chain")
+    found = _Found(program, types, literals, results, arrays, list(outs), list(compress(loop.strides[:-1], stored)), stored)
+    dense = _crosswise(loop, found.strides)
+    if dense is not None:
+        return _by_tiles(found, loop, dense)
+    n, rank = out.size, len(loop.shape)
+    flat = rank == 1 and all(s[0] in (0, 1) for s in found.strides)
+    width = _width(loop.shape[-1], list(zip(arrays, found.strides, strict=True)), outs, flat)
+    wide = n >= 1 << 31
     index = np.uint64 if wide else np.uint32
-    arguments = [*arrays, *outs, index(out.size), *[index(d) for d in loop.shape[1:]]]
-    arguments += [np.int64(d) for s in compress(strides, stored) for d in s if d]
-    blocks = math.ceil(out.size / (width * THREADS))
-    return functools.partial(run, (blocks,), (THREADS,), tuple(arguments))
+    of = found.chain(rank, width, wide)
+    source = chain(of)
+    arguments = [*arrays, *outs, index(n), *[index(d) for d in loop.shape[1:]]]
+    arguments += [] if flat else [np.int64(d) for s in found.strides for d in s if d]
+    blocks = math.ceil(n / (width * THREADS))
+    joins = None
+    if flat:
+        joins = Flat(source, (*arrays, *outs), n, functools.partial(_over_table, of), TURNS * THREADS * width)
+    return found.launch(compiled(source, of.name), blocks, arguments, joins)
+
+
+def _over_table(of: Chain) -> Any:
+    return compiled(over_table(of), f"many_{of.name}")
+
+
+class _Found(NamedTuple):
+    """What a chain is to be launched on. strides: of each array, in elements along the merged axes."""
+
+    program: tuple[Instruction, ...]
+    types: Sequence[TensorType]
+    literals: Sequence[Any]
+    results: tuple[int, ...]
+    arrays: list[Any]
+    outs: list[Any]
+    strides: list[tuple[int, ...]]
+    stored: list[bool]
+
+    def chain(self, rank: int, width: int, wide: bool) -> Chain:
+        """The kernel. A stride's size is an argument; that it is 0 or 1 is part of the source."""
+        steps = iter(self.strides)
+        operands = []
+        for type, literal, stored in zip(self.types, self.literals, self.stored, strict=False):
+            along = next(steps) if stored else (0,) * rank
+            kinds = tuple(1 if i == rank - 1 and d == 1 else 2 * (d != 0) for i, d in enumerate(along))
+            operands.append(Operand(type.dtype, kinds, literal))
+        return Chain(self.program, self.types, operands, self.results, rank, width, wide)
+
+    def launch(self, kernel: Any, blocks: int, arguments: Sequence[Any], joins: Flat | None = None) -> Launch:
+        reads, writes = [extent(x) for x in self.arrays], [extent(x) for x in self.outs]
+        return Launch(kernel, (blocks,), THREADS, tuple(arguments), reads, writes, joins)
+
+
+def _crosswise(loop: Loop, strides: Sequence[tuple[int, ...]]) -> int | None:
+    """The axis along which most of the operands lie that do not lie along the last one, if tiles are worth it; else None."""
+    last = len(loop.shape) - 1
+    long = [k for k in range(last) if loop.shape[k] >= TILED]
+    along = [k for s in strides if s[last] not in (0, 1) for k in long if s[k] == 1]
+    if not along or loop.shape[last] < TILED or math.prod(loop.shape) >= 1 << 31:
+        return None
+    return max(along, key=along.count)
+
+
+def _by_tiles(found: _Found, loop: Loop, dense: int) -> Launch:
+    """A chain whose operands lie crosswise, some along the last axis and some along the `dense` one."""
+    rank = len(loop.shape)
+    order = [k for k in range(rank - 1) if k != dense] + [dense, rank - 1]
+    shape, *strides, to = (tuple(group[k] for k in order) for group in (loop.shape, *found.strides, loop.strides[-1]))
+    found = found._replace(strides=strides)
+    tiles = [i for i, s in enumerate(strides) if s[-1] not in (0, 1) and s[-2] == 1][:MOST_TILES]
+    others = [(x, s) for i, (x, s) in enumerate(zip(found.arrays, strides, strict=True)) if i not in tiles]
+    width = min(4, _width(shape[-1], others, found.outs))
+    of = found.chain(rank, width, wide=False)
+    numbers = [of.stored[i] for i in tiles]
+    blocks = math.prod([*shape[:-2], -(-shape[-2] // SIDE), -(-shape[-1] // SIDE)])
+    arguments = [*found.arrays, *found.outs, *map(np.uint32, shape)]
+    arguments += [np.int64(d) for s in strides for d in s if d] + [np.int64(d) for d in to]
+    return found.launch(compiled(by_tiles(of, numbers), f"tiles_{of.name}"), blocks, arguments)
 
 
 def known(value: Any) -> Any:
@@ -116,12 +175,15 @@ def _strides(x: Any, shape: Sequence[int]) -> tuple[int, ...]:
     return (*lead, *[0 if d == 1 else s // x.itemsize for d, s in zip(x.shape, x.strides, strict=True)])
 
 
-def _width(innermost: int, operands: Sequence[tuple[Any, tuple[int, ...]]], outs: Sequence[Any]) -> int:
-    """Elements that a thread takes: as many as the widest access holds, if rows and addresses allow it."""
+def _width(innermost: int, operands: Sequence[tuple[Any, tuple[int, ...]]], outs: Sequence[Any], flat: bool = False) -> int:
+    """Elements that a thread takes: as many as the widest access holds, if rows and addresses allow it.
+
+    flat: there is one row only, and its kernel takes care of where it ends.
+    """
     vectors = [(x, s) for x, s in operands if s[-1] == 1] + [(x, ()) for x in outs]
     width = VECTOR_BYTES // max(x.itemsize for x, _ in vectors)
     while width > 1:
-        fits = innermost % width == 0
+        fits = flat or innermost % width == 0
         for x, s in vectors:
             fits = fits and x.data.ptr % (width * x.itemsize) == 0 and all(d % width == 0 for d in s[:-1])
         if fits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from itertools import compress
@@ -13,8 +12,9 @@ import numpy as np
 from flamert import dtypes
 from flamert.graph import Node
 from flamert.ops.cuda.emit import expressible, merged
-from flamert.ops.cuda.emit_rows import REGISTERS, RowOperand, Shape, held, rows_kernel, schedule, shape_of
-from flamert.ops.cuda.pointwise import VECTOR_BYTES, compiled, known, value_types
+from flamert.ops.cuda.emit_rows import REGISTERS, RowOperand, Shape, held, rows_kernel, rows_name, schedule, shape_of
+from flamert.ops.cuda.launch import Launch, compiled, extent
+from flamert.ops.cuda.pointwise import VECTOR_BYTES, known, value_types
 from flamert.ops.op import Site, kernel
 from flamert.ops.pointwise import Instruction
 from flamert.ops.rows import REDUCTIONS, rows
@@ -86,11 +86,12 @@ def _(
     while shape.width > 1 and any(x.data.ptr % (shape.width * x.itemsize) for x in (*aligned, *outs)):
         shape = shape_of(length, shape.width // 2)
     types = value_types(program, [v.type for v in node.inputs if v is not None])
-    run = compiled(rows_kernel(program, types, operands, results, len(loop.shape), shape), "rows")
+    run = compiled(rows_kernel(program, types, operands, results, len(loop.shape), shape), rows_name(program))
     count = math.prod(lead)
     arguments = [*arrays, *outs, np.uint32(count), *[np.uint32(d) for d in loop.shape[1:]]]
     arguments += [np.int64(d) for s in compress(loop.strides, stored) for d in s if d]
-    return functools.partial(run, (-(-count // shape.rows),), (shape.threads * shape.rows,), tuple(arguments))
+    memory = [extent(x) for x in arrays], [extent(x) for x in outs]
+    return Launch(run, (-(-count // shape.rows),), shape.threads * shape.rows, tuple(arguments), *memory)
 
 
 def _lead_strides(shape: tuple[int, ...], full: tuple[int, ...], axes: int) -> tuple[int, ...]:

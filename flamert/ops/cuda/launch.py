@@ -1,0 +1,157 @@
+"""Launches of our own kernels: what memory they read and write, and those of one kernel on many tensors as a single one."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Extent = tuple[int, int]
+"""An address, and the one behind the last byte."""
+
+WINDOW = 64
+"""Groups of launches that one may move ahead of."""
+
+
+@functools.lru_cache(1024)
+def compiled(source: str, name: str) -> Any:
+    """A kernel, compiled when it is first launched, unless its code is on disk."""
+    import cupy
+
+    return cupy.RawKernel(source, name, ("-std=c++17", "--ftz=false"))
+
+
+def extent(x: Any) -> Extent:
+    """What an array's elements lie in."""
+    if not x.size:
+        return x.data.ptr, x.data.ptr
+    spans = [(d - 1) * s for d, s in zip(x.shape, x.strides, strict=True)]
+    return x.data.ptr + sum(s for s in spans if s < 0), x.data.ptr + sum(s for s in spans if s > 0) + x.itemsize
+
+
+class Flat(NamedTuple):
+    """A launch over contiguous tensors of n elements each, which others of the same kernel can join.
+
+    key: what they share. arrays: operands and results in the kernel's order. make: the kernel over a table, when it is needed.
+    step: elements that a block of that kernel takes.
+    """
+
+    key: str
+    arrays: tuple[Any, ...]
+    n: int
+    make: Callable[[], Any]
+    step: int
+
+
+class Launch:
+    """A kernel's launch; calling it makes it. held: what must live as long as its arguments, besides them."""
+
+    __slots__ = ("arguments", "blocks", "flat", "held", "kernel", "reads", "threads", "writes")
+
+    def __init__(
+        self,
+        kernel: Any,
+        blocks: tuple[int, ...],
+        threads: int,
+        arguments: tuple[Any, ...],
+        reads: Sequence[Extent],
+        writes: Sequence[Extent],
+        flat: Flat | None = None,
+    ) -> None:
+        self.kernel, self.blocks, self.threads, self.arguments = kernel, blocks, threads, arguments
+        self.reads, self.writes, self.flat = tuple(reads), tuple(writes), flat
+        self.held: Any = None
+
+    def __call__(self) -> None:
+        self.kernel(self.blocks, (self.threads,), self.arguments)
+
+    @classmethod
+    def groups(cls, calls: Sequence[Launch]) -> list[list[int]]:
+        """Numbers of those that can become one launch each, in an order that leaves all results as they are.
+
+        A launch may join an earlier one of its kernel if it has nothing to do with that group's memory, nor with that of the
+        groups in between, except that both may read.
+        """
+        found: list[_Group] = []
+        for number, call in enumerate(calls):
+            home = None
+            for group in reversed(found[-WINDOW:]):
+                if group.meets(call):
+                    break
+                if call.flat is not None and group.key == call.flat.key:
+                    home = group
+                    break
+            if home is None:
+                home = _Group(None if call.flat is None else call.flat.key)
+                found.append(home)
+            home.add(number, call)
+        return [group.numbers for group in found]
+
+    @classmethod
+    def chain(cls, calls: Sequence[Launch]) -> Launch:
+        """These launches of one kernel, which do not depend on each other, as one over a table in the device's memory."""
+        import cupy
+
+        flats = [call.flat for call in calls if call.flat is not None]
+        table, owners = table_of([f.arrays for f in flats], [f.n for f in flats], flats[0].step)
+        arguments = (cupy.asarray(table), cupy.asarray(owners))
+        reads, writes = [e for c in calls for e in c.reads], [e for c in calls for e in c.writes]
+        joined = cls(flats[0].make(), (len(owners),), calls[0].threads, arguments, reads, writes)
+        joined.held = calls
+        return joined
+
+
+def table_of(arrays: Sequence[Sequence[Any]], sizes: Sequence[int], step: int) -> tuple[np.ndarray, np.ndarray]:
+    """(a row of addresses and a size for each tensor, and for each block of `step` elements its row and its number there)."""
+    rows = [[*[x.data.ptr for x in members], n] for members, n in zip(arrays, sizes, strict=True)]
+    blocks = np.array([-(-n // step) for n in sizes])
+    starts = np.cumsum(blocks) - blocks
+    owner = np.repeat(np.arange(len(blocks)), blocks)
+    owners = np.stack([owner, np.arange(int(blocks.sum())) - starts[owner]], axis=1)
+    return np.array(rows, np.uint64), owners.astype(np.uint32)
+
+
+class _Extents:
+    """A set of addresses: extents in order, none touching another."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+
+    def meet(self, extent: Extent) -> bool:
+        """Whether one of them and this have an address in common."""
+        at = bisect.bisect_right(self.ends, extent[0])
+        return at < len(self.starts) and self.starts[at] < extent[1]
+
+    def add(self, extent: Extent) -> None:
+        start, end = extent
+        if start == end:
+            return
+        first, last = bisect.bisect_left(self.ends, start), bisect.bisect_right(self.starts, end)
+        if first < last:
+            start, end = min(start, self.starts[first]), max(end, self.ends[last - 1])
+        self.starts[first:last], self.ends[first:last] = [start], [end]
+
+
+class _Group:
+    """Launches that become one, and their memory."""
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
+        self.numbers: list[int] = []
+        self.read, self.written = _Extents(), _Extents()
+
+    def meets(self, call: Launch) -> bool:
+        """Whether the order of this group and the launch matters."""
+        written = any(self.written.meet(e) for e in (*call.reads, *call.writes))
+        return written or any(self.read.meet(e) for e in call.writes)
+
+    def add(self, number: int, call: Launch) -> None:
+        self.numbers.append(number)
+        for e in call.reads:
+            self.read.add(e)
+        for e in call.writes:
+            self.written.add(e)

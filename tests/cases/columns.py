@@ -1,0 +1,70 @@
+"""Rows for ops/columns.py: sums over rows with elementwise ops in front of them, as a pass makes them."""
+
+import numpy as np
+
+from flamert import dtypes
+from flamert.ops.pointwise import Instruction
+from flamert.testing import Case
+
+rng = np.random.default_rng(0)
+
+
+def f32(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def program(*steps, results, means):
+    made = tuple(Instruction(name, operands, attrs) for name, operands, attrs in steps)
+    return {"program": made, "results": results, "means": means}
+
+
+def moments(dy, x, mean, r, **attrs):
+    normal = (x - mean) * r
+    return (dy * normal).reshape(-1, dy.shape[-1]).sum(0), dy.reshape(-1, dy.shape[-1]).sum(0)
+
+
+def gated(dy, y, x, zero, **attrs):
+    flow = np.where(y > 0, dy, 0)
+    return flow.sum(0), (flow * x).mean(0)
+
+
+STEPS = [("sub", (1, 2), ()), ("mul", (4, 3), ()), ("mul", (0, 5), ())]
+GATE = [("greater", (1, 3), ()), ("where", (4, 0, 3), ()), ("mul", (5, 2), ())]
+
+CASES = [
+    Case(
+        "columns",
+        [f32(3, 11, 4, 24), f32(3, 11, 4, 24), f32(1, 1, 1, 24), f32(24)],
+        program(*STEPS, results=(6, 0), means=(False, False)),
+        moments,
+        tolerance=(1e-4, 1e-4),
+        name="by-column",
+    ),
+    Case(
+        "columns",
+        [f32(5, 9, 7), f32(5, 9, 7), f32(5, 9, 1), f32(5, 9, 1)],
+        program(*STEPS, results=(6, 0), means=(False, False)),
+        moments,
+        (dtypes.float32, dtypes.bfloat16, dtypes.float16),
+        # Programs that passes make widen halves first; here they are rounded at every step.
+        tolerance=(1e-1, 5e-1),
+        name="by-row",
+    ),
+    Case(
+        "columns",
+        [f32(4099, 8), f32(4099, 8), f32(4099, 8), np.zeros((), np.float32)],
+        program(*GATE, results=(5, 6), means=(False, True)),
+        gated,
+        tolerance=(1e-4, 1e-3),
+        constants=(3,),
+        name="gated",
+    ),
+    Case(
+        "columns",
+        [f32(70000, 3)],
+        program(("mul", (0, 0), ()), results=(1,), means=(True,)),
+        lambda x, **attrs: (np.square(x).mean(0),),
+        tolerance=(1e-4, 1e-5),
+        name="long",
+    ),
+]

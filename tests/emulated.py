@@ -1,0 +1,184 @@
+"""CUDA C on the CPU: a kernel compiled as C++ and its blocks run one after another, for tests of what kernels compute."""
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHIM = r"""
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+#include <math.h>
+#include <stdlib.h>
+#include <ucontext.h>
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __restrict__
+struct dim3_ { unsigned x, y, z; };
+static dim3_ threadIdx, blockIdx, blockDim, gridDim;
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct __half { _Float16 v; __half() = default; explicit __half(float x) : v((_Float16)x) {} };
+struct __nv_bfloat16 { uint16_t v; };
+static inline float __half2float(__half x) { return (float)x.v; }
+static inline __half __float2half_rn(float x) { return __half(x); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  uint32_t u; memcpy(&u, &x, 4);
+  if (x != x) return {0x7fff};
+  return {(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+static inline float __int_as_float(int x) { float f; memcpy(&f, &x, 4); return f; }
+static inline float __bfloat162float(__nv_bfloat16 x) { return __int_as_float((int)((uint32_t)x.v << 16)); }
+static inline float __fdividef(float a, float b) { return a / b; }
+template <typename T> static inline T __ldcg(const T* x) { return *x; }
+static inline void __threadfence() {}
+static inline unsigned atomicInc(unsigned* at, unsigned most) {
+  unsigned old = *at;
+  *at = old >= most ? 0 : old + 1;
+  return old;
+}
+static inline unsigned atomicOr(unsigned* at, unsigned x) { unsigned old = *at; *at |= x; return old; }
+static inline unsigned atomicExch(unsigned* at, unsigned x) { unsigned old = *at; *at = x; return old; }
+template <typename T> static inline T atomicCAS(T* at, T is, T x) { T old = *at; if (old == is) *at = x; return old; }
+template <typename T> static inline T atomicMin(T* at, T x) { T old = *at; *at = std::min(old, x); return old; }
+template <typename T> static inline T atomicMax(T* at, T x) { T old = *at; *at = std::max(old, x); return old; }
+using std::max; using std::min;
+
+// Threads are contexts; each runs until it waits for others.
+struct Fiber { ucontext_t context; char* stack; bool done; unsigned waits; };
+static std::vector<Fiber> fibers;
+static ucontext_t scheduler;
+static unsigned current;
+static const std::function<void()>* body;
+static char exchanged[4096][16];
+static void entry() { (*body)(); fibers[current].done = true; swapcontext(&fibers[current].context, &scheduler); }
+static void wait_all() { fibers[current].waits++; swapcontext(&fibers[current].context, &scheduler); }
+static inline void __syncthreads() { wait_all(); }
+static inline int __syncthreads_or(int x) {
+  static int any[2]; static unsigned turn;
+  memcpy(exchanged[current], &x, sizeof x); wait_all();
+  int found = 0, y;
+  for (unsigned i = 0; i < fibers.size(); i++) { memcpy(&y, exchanged[i], sizeof y); found |= y; }
+  wait_all();
+  return found != 0;
+}
+// Every thread of the block must come by here, as it must where the whole block waits.
+template <typename T> static inline T __shfl_xor_sync(unsigned, T x, int step) {
+  memcpy(exchanged[current], &x, sizeof x); wait_all();
+  T y; memcpy(&y, exchanged[current ^ step], sizeof y); wait_all();
+  return y;
+}
+static void run_grid(unsigned gx, unsigned gy, unsigned gz, unsigned threads, const std::function<void()>& kernel) {
+  const size_t size = 1 << 16;
+  body = &kernel; gridDim = {gx, gy, gz}; blockDim = {threads, 1, 1};
+  fibers.resize(threads);
+  for (auto& f : fibers) f.stack = (char*)malloc(size);
+  for (unsigned z = 0; z < gz; z++) for (unsigned y = 0; y < gy; y++) for (unsigned x = 0; x < gx; x++) {
+    blockIdx = {x, y, z};
+    for (unsigned t = 0; t < threads; t++) {
+      Fiber& f = fibers[t];
+      getcontext(&f.context); f.context.uc_stack.ss_sp = f.stack; f.context.uc_stack.ss_size = size;
+      f.context.uc_link = nullptr; f.done = false; f.waits = 0; makecontext(&f.context, entry, 0);
+    }
+    for (unsigned left = threads; left;) {
+      left = 0;
+      for (unsigned t = 0; t < threads; t++) if (!fibers[t].done) {
+        current = t; threadIdx = {t, 0, 0};
+        swapcontext(&scheduler, &fibers[t].context);
+        left += !fibers[t].done;
+      }
+    }
+  }
+  for (auto& f : fibers) free(f.stack);
+}
+"""
+
+
+@functools.cache
+def _folder():
+    folder = tempfile.mkdtemp(prefix="emulated-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+@functools.cache
+def emulated(source):
+    """`call(grid, threads, *arguments)`: arrays go by address, NumPy scalars by value."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs g++ on Linux")
+    text = re.sub(r"#include <cuda_\w+\.h>", "", source)
+    text = re.sub(r'asm\("ex2.*"f"\((.*)\)\);', r"y = exp2f(\1);", text)
+    name, parameters = re.search(r"(\w+)\(([^)]*)\) \{", text[text.index('extern "C"') :].replace("\n", " ")).groups()
+    names = [re.search(r"(\w+)$", p.strip()).group(1) for p in parameters.split(",")]
+    launch = f"""
+extern "C" void emulate(unsigned gx, unsigned gy, unsigned gz, unsigned threads, {parameters}) {{
+  run_grid(gx, gy, gz, threads, [&] {{ {name}({", ".join(names)}); }});
+}}
+"""
+    stem = _folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
+    stem.with_suffix(".cc").write_text(SHIM + text + launch)
+    options = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-ffp-contract=off"]
+    done = subprocess.run([compiler, *options, "-o", f"{stem}.so", f"{stem}.cc"], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr}\n{source}"
+    entry = ctypes.CDLL(f"{stem}.so").emulate
+
+    def call(grid, threads, *arguments):
+        given = []
+        for x in arguments:
+            if isinstance(x, int):
+                given.append(ctypes.c_void_p(x))
+            elif isinstance(x, np.generic):
+                given.append(np.ctypeslib.as_ctypes_type(x.dtype)(x.item()))
+            else:
+                given.append(ctypes.c_void_p(x.data.ptr if hasattr(x, "handed") else x.__array_interface__["data"][0]))
+        entry(*[ctypes.c_uint(g) for g in (*grid, 1, 1)[:3]], ctypes.c_uint(threads), *given)
+
+    return call
+
+
+class Memory:
+    """What a kernel's binding asks of an array on a GPU, of an array in host memory."""
+
+    handed = True
+
+    class _Pointer:
+        def __init__(self, ptr):
+            self.ptr = ptr
+
+    def __init__(self, array):
+        self.array = array
+        self.data = self._Pointer(array.__array_interface__["data"][0])
+        self.shape, self.strides, self.dtype, self.size = array.shape, array.strides, array.dtype, array.size
+        self.itemsize, self.ndim = array.itemsize, array.ndim
+
+
+class Kernel:
+    """In place of a compiled kernel: `kernel(grid, block, arguments)` on the CPU."""
+
+    def __init__(self, source, name):
+        assert f" {name}(" in source
+        self.name, self.call = name, emulated(source)
+
+    def __call__(self, grid, block, arguments):
+        assert len(block) == 1
+        self.call(grid, block[0], *arguments)

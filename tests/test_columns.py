@@ -1,0 +1,176 @@
+"""Sums over rows with what is in front of them: graphs keep their meaning, and kernels compute them, on the CPU if need be."""
+
+import numpy as np
+import pytest
+
+from flamert import dtypes, ops
+from flamert import graph as g
+from flamert.grad import grad
+from flamert.graph import Graph, TensorType
+from flamert.ops.cuda import columns as on_gpu
+from flamert.ops.cuda.pointwise import elementwise
+from flamert.ops.evaluate import evaluate
+from flamert.ops.op import Site
+from flamert.passes.columns import MAX_RESULTS, fuse_columns
+from flamert.passes.deduplicate import deduplicate
+from flamert.passes.pointwise import fuse_pointwise
+from flamert.passes.repeat import repeat_free
+from tests.emulated import Kernel, Memory
+from tests.test_emit import compile_source, nvrtc
+from tests.test_passes import count
+
+F, B = dtypes.float32, dtypes.bfloat16
+
+
+def value(*shape, dtype=F):
+    return g.input(TensorType(shape, dtype))
+
+
+def fused(graph):
+    graph = repeat_free(deduplicate(graph), elementwise)
+    return fuse_pointwise(fuse_columns(graph, elementwise, on_gpu.fits), elementwise)
+
+
+def expanded(x):
+    """Its parts down to basic ops."""
+    from flamert.runtime.plan import decompose
+
+    return decompose(x, "cupy")
+
+
+def batch_norm():
+    """Training's batch norm with relu behind it, channels last, forward and backward, in halves as autocast has it."""
+    x, dy = value(4, 8, 8, 24, dtype=B), value(4, 8, 8, 24, dtype=B)
+    scale, bias = value(24), value(24)
+    wide = ops.cast(x, to=F)
+    mean, var = ops.moments(wide, axes=(0, 1, 2))
+    y = ops.cast((wide - mean) * (scale / ops.sqrt(var + 1e-5)) + bias, to=B)
+    out = ops.relu(y)
+    flow = ops.cast(ops.where(out > 0.0, dy, 0.0), to=F)
+    back = ops.batch_norm_gradient(flow, wide, scale, ops.reshape(mean, shape=(24,)), ops.reshape(var, shape=(24,)), axis=3)
+    return expanded(Graph([x, dy, scale, bias], [out, ops.cast(back[0], to=B), *back[1:]]))
+
+
+def layer_norm():
+    x, scale, bias, dy = value(6, 20, 32), value(32), value(32), value(6, 20, 32)
+    y = ops.layer_norm(x, scale, bias, axis=-1)
+    return expanded(Graph([x, scale, bias, dy], grad([y], [x, scale, bias], [dy])))
+
+
+GRAPHS = {"batch_norm": (batch_norm, 3), "layer_norm": (layer_norm, 1)}
+
+
+def fed(graph):
+    rng = np.random.default_rng(1)
+    return {v: rng.standard_normal(v.shape).astype(v.dtype) for v in graph.inputs}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_groups_compute_what_the_graph_did(name):
+    make, wanted = GRAPHS[name]
+    graph = make()
+    after = fused(graph)
+    assert count(after)["columns"] == wanted, count(after)
+    for old, new in zip(evaluate(graph.outputs, fed(graph)), evaluate(after.outputs, fed(graph)), strict=True):
+        np.testing.assert_allclose(new.astype(F), old.astype(F), rtol=2e-2, atol=2e-2)
+
+
+def test_batch_norm_passes_over_memory_as_seldom_as_can_be():
+    """Twice for the statistics, once forward, twice backward, and no float32 tensor of the whole size is ever written."""
+    after = fused(batch_norm())
+    whole = [n for n in after.nodes if any(t.size == 4 * 8 * 8 * 24 for t in n.types) and n.inputs]
+    assert [n.op.name for n in whole] == ["pointwise", "pointwise"]
+    assert all(t.dtype == B for n in whole for t in n.types)
+
+
+def test_sums_that_depend_on_each_other_stay_apart():
+    x, y = value(64, 8), value(64, 8)
+    first = ops.reduce_sum(x * y, axes=(0,))
+    second = ops.reduce_sum(x * first, axes=(0,))
+    third = ops.reduce_sum(y * second, axes=(0,))
+    graph = Graph([x, y], [first, second, third])
+    after = fused(graph)
+    assert count(after)["columns"] == 3
+    feeds = {v: a / 8 for v, a in fed(graph).items()}
+    for old, new in zip(evaluate(graph.outputs, feeds), evaluate(after.outputs, feeds), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_have_bounds():
+    x = value(64, 8)
+    graph = Graph([x], [ops.reduce_sum(x * float(i), axes=(0,)) for i in range(2, 2 + 3 * MAX_RESULTS)])
+    after = fused(graph)
+    assert count(after)["columns"] >= 3 and all(len(n.types) <= MAX_RESULTS for n in after.nodes if n.op is ops.columns)
+
+
+def test_what_has_many_other_readers_is_read_and_not_made_again():
+    x, y, w = value(64, 8), value(64, 8), value(8, 8)
+    z = ops.exp(x) * y
+    graph = Graph([x, y, w], [ops.reduce_sum(z, axes=(0,)), ops.matmul(z, w)])
+    assert "columns" not in count(fuse_columns(graph, elementwise, on_gpu.fits))
+
+
+def test_relu_is_not_repeated_where_its_operand_would_have_to_be_kept():
+    x, y = value(64, 8), value(64, 8)
+    z = ops.relu(x * y)
+    graph = Graph([x, y], [ops.exp(z), ops.tanh(z)])
+    assert repeat_free(graph, elementwise) is graph
+    wide = ops.cast(value(64, 8, dtype=B), to=F)
+    split = repeat_free(Graph([wide.node.inputs[0]], [ops.exp(wide), ops.tanh(wide)]), elementwise)
+    assert count(split)["cast"] == 2
+
+
+def nodes():
+    return [node for make, _ in GRAPHS.values() for node in fused(make()).nodes if node.op is ops.columns]
+
+
+def resized(node, rows):
+    """The node for so many rows."""
+    full = on_gpu._full(node)
+    shapes = {"whole": (rows, full[-1]), "row": (rows, 1), "column": full[-1:], "one": ()}
+    fresh = [v if v.constant is not None else value(*shapes[on_gpu._kind(v.shape, full)], dtype=v.dtype) for v in node.inputs]
+    return ops.columns.node(tuple(fresh), node.attrs)
+
+
+class Xp:
+    """As much of an array module as binding needs."""
+
+    @staticmethod
+    def zeros(shape, dtype):
+        return Memory(np.zeros(shape, dtype))
+
+
+def bound(monkeypatch, node, arrays, outs, compiled):
+    """The kernel's launch."""
+    monkeypatch.setattr(on_gpu, "compiled", compiled)
+    work = [Memory(np.full(t.shape, np.nan, t.dtype)) for t in on_gpu._parts(node)]
+    kernel = next(k for k in ops.columns.kernels if k.backend == "cupy")
+    return kernel.run(Site(Xp, node, tuple(work)), tuple(outs), *map(Memory, arrays), **node.attrs), work
+
+
+@pytest.mark.parametrize("node", nodes(), ids=lambda node: "_".join(s.op for s in node.attrs["program"]))
+@pytest.mark.parametrize("rows", [33, 5000])
+def test_kernels_compute_the_op(monkeypatch, node, rows):
+    node = resized(node, rows)
+    assert on_gpu.fits(node)
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal(v.shape).astype(v.dtype) if v.constant is None else v.constant for v in node.inputs]
+    outs = [Memory(np.full(t.shape, np.nan, t.dtype)) for t in node.types]
+    launch, _work = bound(monkeypatch, node, arrays, outs, Kernel)
+    feeds = {v: a for v, a in zip(node.inputs, arrays, strict=True) if v.constant is None}
+    for _ in range(2):
+        launch()
+        for got, want in zip(outs, evaluate(node.outputs, feeds), strict=True):
+            np.testing.assert_allclose(got.array.astype(F), want.astype(F), rtol=2e-3, atol=2e-2)
+
+
+def test_kernels_compile(monkeypatch):
+    sources = []
+    for node in nodes():
+        for rows in (33, 5000):
+            again = resized(node, rows)
+            arrays = [np.empty(v.shape, v.dtype) for v in again.inputs]
+            outs = [Memory(np.empty(t.shape, t.dtype)) for t in again.types]
+            bound(monkeypatch, again, arrays, outs, lambda source, name: sources.append(source))
+    for source in dict.fromkeys(sources):
+        compile_source(*nvrtc(), source)

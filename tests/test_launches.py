@@ -1,0 +1,218 @@
+"""Launches of chains: over operands that lie any way, and many of one kernel as one, where that changes nothing."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from flamert import dtypes, ops
+from flamert import graph as g
+from flamert.graph import Graph, TensorType
+from flamert.ops.cuda import pointwise
+from flamert.ops.cuda.launch import Flat, Launch, table_of
+from flamert.ops.cuda.pointwise import elementwise, launch
+from flamert.ops.pointwise import Instruction
+from flamert.passes.pointwise import fuse_pointwise
+from flamert.runtime.device import device
+from flamert.runtime.plan import Plan, chained
+from tests.emulated import Kernel, Memory
+
+F = np.dtype(np.float32)
+PROGRAM = (
+    Instruction("mul", (0, 1)),
+    Instruction("gelu", (3,)),
+    Instruction("add", (4, 2)),
+    Instruction("cast", (5,), (("to", dtypes.bfloat16),)),
+)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(pointwise, "compiled", Kernel)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=np.asarray))
+
+
+def launched(inputs, outs, program=PROGRAM, results=(2, 3), literals=None):
+    types = [TensorType(x.shape, x.dtype) for x in inputs]
+    arrays = [[Memory(x) for x in group] for group in (outs, inputs)]
+    return launch(*arrays, types, literals or [None] * len(inputs), program, results)
+
+
+def wanted(a, b, c):
+    from math import erf
+
+    x = (a * b).astype(np.float64)
+    y = (x * (1 + np.vectorize(erf)(x * np.sqrt(0.5))) / 2 + c).astype(np.float32)
+    return y, y.astype(dtypes.bfloat16)
+
+
+def drawn(*shapes):
+    rng = np.random.default_rng(3)
+    return [rng.standard_normal(s).astype(np.float32) for s in shapes]
+
+
+def check(call, outs, operands):
+    call()
+    y, half = wanted(*operands)
+    np.testing.assert_allclose(outs[0], y, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(outs[1].astype(np.float32), half.astype(np.float32), rtol=1e-2, atol=1e-6)
+
+
+def results(shape):
+    return np.zeros(shape, F), np.zeros(shape, dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 1027])
+def test_flat_chains_take_care_of_their_end(n, on_cpu):
+    a, b, c = drawn(n, n, ())
+    room = results(n + 8)
+    outs = tuple(o[:n] for o in room)
+    call = launched((a, b, c), outs)
+    assert call.flat is not None
+    check(call, outs, (a, b, c))
+    assert not any(o[n:].any() for o in room)
+
+
+# A result's shape; for each operand the order in which its axes lie in memory, or a shape that is broadcast; tiles or not.
+LAYOUTS = {
+    "one": ((2, 40, 64), [(0, 2, 1), (0, 1, 2), (0, 1, 2)], True),
+    "odd": ((3, 35, 45), [(0, 2, 1), (0, 1, 2), [45]], True),
+    "all": ((33, 66), [(1, 0), (1, 0), (1, 0)], True),
+    "ways": ((17, 18, 20), [(2, 1, 0), (1, 2, 0), [17, 1, 20]], True),
+    "heads": ((2, 32, 3, 16), [(0, 3, 2, 1), (0, 2, 1, 3), (0, 1, 2, 3)], True),
+    "short": ((2, 32, 3), [(0, 2, 1), (0, 1, 2), (0, 1, 2)], False),
+    "rows": ((9, 40, 8), [(1, 0, 2), (0, 1, 2), [40, 1]], False),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operands_that_lie_crosswise(layout, on_cpu):
+    shape, orders, tiles = LAYOUTS[layout]
+    lying = drawn(*[o if isinstance(o, list) else [shape[i] for i in o] for o in orders])
+    operands = [x if isinstance(o, list) else x.transpose(np.argsort(o)) for x, o in zip(lying, orders, strict=True)]
+    outs = results(shape)
+    call = launched(operands, outs)
+    assert call.flat is None and call.kernel.name.startswith("tiles_") == tiles
+    check(call, outs, operands)
+
+
+def test_a_result_may_lie_where_an_operand_does(on_cpu):
+    a, b, c = drawn((48, 33), (33, 48), (33, 48))
+    y, _ = wanted(a.T, b, c)
+    call = launched((a.T, b, c), (b,), results=(2,))
+    call()
+    np.testing.assert_allclose(b, y, rtol=2e-6, atol=2e-6)
+
+
+def test_many_are_one_with_the_same_bits(on_cpu):
+    sizes = [1027, 5, 4096, 3, 20000]
+    operands = [drawn(n, n, ()) for n in sizes]
+    separate, together = [results(n) for n in sizes], [results(n) for n in sizes]
+    for o, r in zip(operands, separate, strict=True):
+        launched(o, r)()
+    calls = [launched(o, r) for o, r in zip(operands, together, strict=True)]
+    merged, starts = chained(calls)
+    assert len(merged) == 1 and starts == [0]
+    merged[0]()
+    for want, got in zip(separate, together, strict=True):
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(want, got, strict=True))
+
+
+def call(reads, writes, key="k"):
+    return Launch(None, (1,), 256, (), reads, writes, Flat(key, (), 1, lambda: None, 1) if key else None)
+
+
+def test_only_what_is_independent_moves_together():
+    a, b, c, d, e = [(i * 100, i * 100 + 100) for i in range(5)]
+    groups = Launch.groups
+    assert groups([call([a], [b]), call([a], [c])]) == [[0, 1]]
+    assert groups([call([a], [b]), call([b], [c])]) == [[0], [1]]
+    assert groups([call([a], [b]), call([c], [b])]) == [[0], [1]]
+    assert groups([call([a], [b]), call([c], [a])]) == [[0], [1]]
+    assert groups([call([a, b], [b]), call([a, c], [c])]) == [[0, 1]]
+    assert groups([call([a], [b]), call([a], [c], "other"), call([a], [d])]) == [[0, 2], [1]]
+    assert groups([call([a], [b]), call([a], [c], "other"), call([c], [d])]) == [[0], [1], [2]]
+    assert groups([call([a], [b]), call([c], [a], None), call([a], [d])]) == [[0], [1], [2]]
+    assert groups([call([a], [b]), call([d], [c], None), call([a], [e])]) == [[0, 2], [1]]
+    assert groups([call([], [(0, 50)]), call([], [(50, 60)]), call([(49, 50)], [d])]) == [[0, 1], [2]]
+
+
+def test_groups_as_a_random_order_would_have_them():
+    """Every pair of launches that depend on each other keeps its order, and members of a group do not depend at all."""
+    rng = np.random.default_rng(1)
+
+    def touch(n):
+        return [(int(s), int(s) + 8) for s in rng.integers(0, 600, n)]
+
+    def depend(a, b):
+        def meet(xs, ys):
+            return any(x[0] < y[1] and y[0] < x[1] for x in xs for y in ys)
+
+        return meet(a.writes, (*b.reads, *b.writes)) or meet(a.reads, b.writes)
+
+    for _ in range(50):
+        calls = [call(touch(2), touch(1), [None, "a", "b"][rng.integers(3)]) for _ in range(40)]
+        order = Launch.groups(calls)
+        at = {number: i for i, group in enumerate(order) for number in group}
+        assert sorted(at) == list(range(40)) and len(order) < 40
+        for j in range(40):
+            for i in range(j):
+                assert not depend(calls[i], calls[j]) or at[i] < at[j]
+
+
+def test_tables():
+    x = [[Memory(np.zeros(n, F))] for n in (10, 3, 25)]
+    table, owners = table_of(x, [10, 3, 25], 8)
+    assert owners.tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 2], [2, 3]]
+    assert table[:, 1].tolist() == [10, 3, 25] and table[0, 0] == x[0][0].data.ptr
+
+
+def updates(count):
+    """As an optimizer has it: tensors of many sizes, of which some are updated another way."""
+    inputs, outputs = [], []
+    rate = g.input(TensorType((), F))
+    for k in range(count):
+        shape = [(768,), (33, 7), (64, 64), (5,)][k % 4]
+        p, d = (g.input(TensorType(shape, F)) for _ in range(2))
+        new = p - rate * d if k % 5 else p - rate * d * 0.5
+        inputs += [p, d]
+        outputs += [new, ops.cast(new, to=dtypes.bfloat16)]
+    return Graph([rate, *inputs], outputs)
+
+
+@pytest.mark.gpu
+def test_merged_launches_give_the_same_bits():
+    on = device("cuda")
+    graph = fuse_pointwise(updates(20), elementwise, together=True)
+    plan = Plan(graph, on, hot=True)
+    arrays = [on.upload(x) for x in drawn(*[v.shape for v in graph.inputs])]
+    memory = on.allocate(plan.nbytes)
+    whole, parts = plan._bind(memory), plan._bind(memory, chain=False)
+    assert len(whole.calls) < len(parts.calls) / 2
+    found = []
+    for bound in (parts, whole):
+        memory[...] = 0
+        for to, x in zip(bound.inputs, arrays, strict=True):
+            to[...] = x
+        for call in bound.calls:
+            call()
+        found.append([x.get().tobytes() for x in bound.outputs])
+    assert found[0] == found[1]
+    for _ in range(3):
+        assert [x.get().tobytes() for x in plan(*arrays)] == found[0]
+    assert plan.obstacle is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [F, dtypes.bfloat16, np.dtype(np.float64)], ids=lambda t: t.name)
+@pytest.mark.parametrize("shape", [(64, 96), (35, 45), (17, 200)])
+def test_chains_over_transposed_operands(dtype, shape):
+    x, y, z = g.input(TensorType(shape, dtype)), g.input(TensorType(shape[::-1], dtype)), g.input(TensorType(shape[1:], dtype))
+    result = ops.cast(ops.tanh(x + ops.transpose(y, perm=(1, 0)) * z), to=F)
+    graph = fuse_pointwise(Graph([x, y, z], [result]), elementwise)
+    arrays = [a.astype(dtype) for a in drawn(*[v.shape for v in graph.inputs])]
+    on = device("cuda")
+    [got] = Plan(graph, on, hot=True)(*[on.upload(a) for a in arrays])
+    a, b, c = (v.astype(np.float64) for v in arrays)
+    np.testing.assert_allclose(on.download(got, F), np.tanh(a + b.T * c), rtol=1e-5, atol=1e-6)
