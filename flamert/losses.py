@@ -45,6 +45,12 @@ def class_numbers(target: Value) -> Value:
     return target if target.dtype in (dtypes.int32, dtypes.int64) else ops.cast(target, to=dtypes.int64)
 
 
+def _picked(log: Value, target: Value) -> Value:
+    """What stands at the targets, [N, …], of [N, C, …]."""
+    index = ops.reshape(target, shape=(target.shape[0], 1, *target.shape[1:]))
+    return ops.reshape(ops.gather_elements(log, index, axis=1), shape=target.shape)
+
+
 class Loss:
     """Base of all losses: `loss(prediction, target)` on Values → a scalar Value."""
 
@@ -68,25 +74,23 @@ class CrossEntropy(Loss):
         self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
 
     def __call__(self, prediction: Value, target: Value) -> Value:
-        logits = single(prediction)
-        if target.rank == logits.rank:
-            return self._soft(logits, like(target, logits))
-        if target.shape != (logits.shape[0], *logits.shape[2:]):
+        if target.rank == prediction.rank:
+            return self._soft(single(prediction), like(target, single(prediction)))
+        if target.shape != (prediction.shape[0], *prediction.shape[2:]):
             raise ShapeError(f"the target is {target.type}, the prediction {prediction.type}: classes go on axis 1")
         target = class_numbers(target)
-        log = ops.log_softmax(logits, axis=1)
-        index = ops.reshape(target, shape=(target.shape[0], 1, *target.shape[1:]))
-        kept = ops.not_equal(index, self.ignore_index)
-        index = ops.where(kept, index, 0)
-        picked = ops.reshape(ops.gather_elements(log, index, axis=1), shape=target.shape)
-        weight = ops.cast(ops.reshape(kept, shape=target.shape), to=log.dtype)
-        per_class = None if self.weight is None else g.constant(self.weight.astype(log.dtype))
+        kept = ops.not_equal(target, self.ignore_index)
+        target = ops.where(kept, target, 0)
+        log = ops.log_softmax(single(prediction), axis=1) if self.label_smoothing else None
+        losses = ops.cross_entropy(prediction, target)[0] if log is None else -_picked(log, target)
+        weight = counts = ops.cast(kept, to=losses.dtype)
+        per_class = None if self.weight is None else g.constant(self.weight.astype(losses.dtype))
         if per_class is not None:
-            weight = weight * ops.reshape(ops.gather(per_class, index, axis=0), shape=target.shape)
-        loss = -picked * weight
-        if self.label_smoothing:
+            weight = weight * ops.gather(per_class, target, axis=0)
+        loss = losses * weight
+        if log is not None:
             factors = 1.0 if per_class is None else ops.reshape(per_class, shape=(log.shape[1], *[1] * (log.rank - 2)))
-            spread = -ops.reduce_sum(log * factors, axes=(1,)) * ops.cast(ops.reshape(kept, shape=target.shape), to=log.dtype)
+            spread = -ops.reduce_sum(log * factors, axes=(1,)) * counts
             loss = loss * (1 - self.label_smoothing) + spread * (self.label_smoothing / log.shape[1])
         if self.reduction != "mean":
             return reduced(loss, self.reduction)

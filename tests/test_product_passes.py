@@ -69,11 +69,14 @@ def test_a_narrowing_cast_and_back_stays():
 
 def test_finiteness_is_asked_of_what_was_made():
     def build(a, b):
-        return ops.all_finite(ops.transpose(ops.cast(ops.matmul(a, b), to=F32), perm=(1, 0)))
+        wide = ops.transpose(ops.cast(ops.matmul(a, b), to=F32), perm=(1, 0))
+        return ops.all_finite(wide), wide * 2.0
 
     graph, arrays = graph_of(build, TensorType((6, 4), BF16), TensorType((4, 8), BF16))
-    [asked] = [n for n in settle_views(graph).nodes if n.op is ops.all_finite]
-    assert asked.inputs[0].node.op is ops.matmul
+    after = settle_views(graph)
+    [asked] = [n for n in after.nodes if n.op is ops.all_finite]
+    assert asked.inputs[0].dtype == BF16
+    assert count(turn_products(after))["transpose"] == 2, "of the operands: the product is made the other way round"
     same_values(graph, settle_views(graph), arrays)
 
 

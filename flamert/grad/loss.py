@@ -14,17 +14,18 @@ from flamert.graph import Value
 class Targets:
     """What a loss reads of its targets, with the axis of classes kept at length 1.
 
-    at: the class of each, 0 where it is ignored. counts: whether it is not (None: all count). weights: what each counts.
-    total: what "mean" divides by, None for other reductions. dy: the loss's cotangent, made to fit.
+    at: the class of each, 0 where it is ignored; `classes`: the same, without that axis. counts: whether it is not (None: all
+    count). weights: what each counts. total: what "mean" divides by, None for other reductions. dy: the loss's cotangent,
+    made to fit.
     """
 
     def __init__(self, dy: Value, x: Value, target: Value, weight: Value | None, reduction: str, ignored: int | None) -> None:
         shape = (x.shape[0], 1, *x.shape[2:])
-        self.at = ops.reshape(target, shape=shape)
-        self.counts = None
+        self.classes, self.counts = target, None
         if ignored is not None:
-            self.counts = ops.not_equal(self.at, ignored)
-            self.at = ops.where(self.counts, self.at, 0)
+            counts = ops.not_equal(target, ignored)
+            self.classes, self.counts = ops.where(counts, target, 0), ops.reshape(counts, shape=shape)
+        self.at = ops.reshape(self.classes, shape=shape)
         self.weights = filled(1, shape, x.dtype) if weight is None else ops.gather(weight, self.at, axis=0)
         self.weights = self.counted(self.weights)
         self.total = ops.reduce_sum(self.weights, axes=tuple(range(x.rank))) if reduction == "mean" else None
@@ -59,6 +60,14 @@ def _(dy: Any, y: Any, x: Any, target: Any, weight: Any = None, *, reduction: st
 def _(dy: Any, y: Any, scores: Any, labels: Any, weight: Any = None, *, reduction: str, ignore_index: int | None) -> Any:
     """dscores = dy · weight · (softmax − 1 at the label); a rule of its own, since it needs no logarithms"""
     t = Targets(dy, scores, labels, weight, reduction, ignore_index)
-    factor = t.weights * t.dy
-    dscores = ops.scatter_elements(ops.softmax(scores, axis=1) * factor, t.at, -factor, axis=1, reduction="add")
+    factor = ops.reshape(t.weights * t.dy, shape=labels.shape)
+    dscores = ops.cross_entropy_gradient(scores, t.classes, ops.cross_entropy(scores, t.classes)[1], factor)
     return dscores, None, None if weight is None else t.to_weight(y, weight, ops.log_softmax(scores, axis=1))
+
+
+@gradient(ops.cross_entropy)
+def _(dy: Any, y: Any, x: Any, t: Any) -> Any:
+    """dx = (dlosses + dsums) · softmax − dlosses at the classes t"""
+    losses, sums = dy
+    losses = zeros_like(sums) if losses is None else losses
+    return ops.cross_entropy_gradient(x, t, y[1], losses, sums)

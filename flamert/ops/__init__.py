@@ -16,6 +16,7 @@ FAMILIES = (
     "channels_last",
     "columns",
     "conv",
+    "cross_entropy",
     "deform",
     "einsum",
     "elementwise",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the names that an op and a module share mean the op
     cast: Any
     columns: Any
     conv: Any
+    cross_entropy: Any
     einsum: Any
     linear: Any
     linear_attention: Any

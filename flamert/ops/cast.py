@@ -13,7 +13,7 @@ from flamert import dtypes
 from flamert.errors import UnsupportedType
 from flamert.graph import TensorType
 from flamert.ops.narrow import ROUND_MODES, decode, encode
-from flamert.ops.op import Site, kernel, op
+from flamert.ops.op import Site, composite, kernel, op
 
 NARROW = dtypes.NARROW_FLOAT | dtypes.NARROW_INTEGER
 
@@ -34,6 +34,12 @@ def cast(x: TensorType, *, to: np.dtype, saturate: bool = True, round_mode: str 
     if round_mode not in ROUND_MODES:
         raise ValueError(f"round_mode is one of {', '.join(ROUND_MODES)}, not {round_mode!r}")
     return TensorType(x.shape, to)
+
+
+@composite
+def cast_many(*xs: Any, to: np.dtype) -> Any:
+    """A tuple of `cast`s of several tensors to one type, as mixed precision makes them of all weights at once."""
+    return tuple([cast(x, to=to) for x in xs])
 
 
 @kernel(cast, bind=True)

@@ -82,6 +82,8 @@ class _Group:
             others = around.readers[v] - self.taken.keys() - set(self.sums)
             if len(others) > 1 or any(other not in around.eligible for other in others):
                 continue
+            if others and self.reading(v) > 2 * v.type.nbytes:  # to write it once and read it again is less
+                continue
             more = [u for u in n.inputs if u is not None and u not in self.outer]
             if len(self.outer) - 1 + len(more) > MAX_OPERANDS:
                 continue
@@ -89,6 +91,22 @@ class _Group:
             del self.outer[v]
             self.outer |= dict.fromkeys(more)
             pending.extend(more)
+
+    def reading(self, v: Value) -> int:
+        """Bytes of whole operands to be read besides, if v and all that would follow is taken in."""
+        cone, pending, bytes_ = {v.node}, [*v.node.inputs], 0
+        seen = set(self.outer)
+        while pending:
+            u = pending.pop()
+            if u is None or u in seen or u.shape != self.shape:
+                continue
+            seen.add(u)
+            if u.node in self.around.eligible and u not in self.around.kept and self.around.readers[u] <= cone:
+                cone.add(u.node)
+                pending.extend(u.node.inputs)
+            else:
+                bytes_ += u.type.nbytes
+        return bytes_
 
     @property
     def whole(self) -> set[Value]:

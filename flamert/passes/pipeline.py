@@ -14,19 +14,23 @@ from flamert.graph import Graph, Node, TensorType
 from flamert.ops.cpu import pointwise as on_cpu
 from flamert.passes.affine import fold_affine
 from flamert.passes.autocast import autocast, widen
+from flamert.passes.casts import cast_together
 from flamert.passes.columns import fuse_columns
+from flamert.passes.cross_entropy import losses_by_rows, narrow_losses
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
 from flamert.passes.parts import join_parts
+from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
-from flamert.passes.products import merge_products, take_biases, turn_products
+from flamert.passes.products import align_products, merge_products, take_biases, turn_products
 from flamert.passes.repeat import repeat_free
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
+from flamert.passes.straighten import straighten
 from flamert.passes.views import settle_views
 from flamert.runtime.device import Device
 from flamert.runtime.plan import decompose
@@ -41,6 +45,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
     return (
         *([widen] if precision == "fp32" else []),
         folding,
+        *([] if device.backend == "numpy" else [losses_by_rows]),
         partial(decompose, backend=device.backend, hot=True),
         simplify,
         deduplicate,
@@ -48,6 +53,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         fold_affine,
         folding,
         *([] if half is None else [partial(autocast, to=half, islands=False), folding]),
+        *([] if device.backend == "numpy" else [multiply_patches, align_products]),
         partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
         *(_around_products(device.backend)),
@@ -76,6 +82,8 @@ def lower(graph: Graph, to: np.dtype | None, device: Device, cache: dict[Any, An
         return graph
     wanted = partial(_wanted, to=to) if device.backend == "cupy" else _never
     passes: list[Pass] = [partial(fold, cache=cache), simplify, deduplicate, partial(recognise, eligible=wanted)]
+    if device.backend == "cupy":
+        passes += [multiply_patches, align_products, straighten]
     if to is not None:
         passes.append(partial(autocast, to=to))
     for apply in passes:
@@ -150,7 +158,8 @@ def _around_products(backend: str) -> tuple[Pass, ...]:
     """What becomes of views and casts around matrix products on a GPU."""
     if backend == "numpy":
         return ()
-    return partial(lay_heads, eligible=partial(_has_kernel_of_its_own, backend=backend)), settle_views, join_parts
+    own = partial(_has_kernel_of_its_own, backend=backend)
+    return straighten, partial(lay_heads, eligible=own), settle_views, join_parts, narrow_losses, straighten
 
 
 def _fusion(backend: str) -> tuple[Pass, ...]:
@@ -164,8 +173,9 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
         open_rows,
         simplify,
         deduplicate,
+        partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
+        cast_together,
         partial(repeat_free, eligible=on_gpu.elementwise),
         partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
-        partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
         partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),
     )

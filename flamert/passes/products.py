@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from flamert import ops
+from flamert.dtypes import STANDARD_FLOAT
 from flamert.graph import Graph, Node, Value, uses
 from flamert.ops.shape import narrow
 from flamert.rewrite import rebuild, substitute
@@ -73,6 +75,34 @@ def _mergeable(node: Node) -> bool:
     known = all(v is not None and v.node.known for v in (b, *bias))
     plain = node.op is ops.matmul or (node.attrs["activation"] == "" and len(node.inputs) == 3)
     return plain and known and a is not None and b is not None and b.rank == 2 and a.rank > 1 and not a.node.known
+
+
+ALIGNED, WIDE, TALL = 8, 256, 64
+"""Columns that fast kernels take a multiple of; columns and rows from which it is worth to make them so."""
+
+
+def align_products(graph: Graph) -> Graph:
+    """Products with a large matrix of an odd number of columns, a vocabulary's say, with columns of zeros beside it.
+
+    The result is a view of the columns that count. Run before differentiation, it makes the gradients' products even as well.
+    """
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if node.op is not ops.matmul:
+            return None
+        a, b = inputs
+        assert a is not None and b is not None
+        extra = -b.shape[-1] % ALIGNED
+        rows = math.prod(a.shape[:-1])
+        if not extra or b.rank != 2 or b.dtype not in STANDARD_FLOAT or b.shape[-1] < WIDE or rows < TALL or a.rank < 2:
+            return None
+        if b.node.op is ops.transpose:  # as it lies, a matrix takes more rows at its end
+            wide = ops.transpose(ops.pad(turned(b), pads=(0, 0, extra, 0)), perm=(1, 0))
+        else:
+            wide = ops.pad(b, pads=(0, 0, 0, extra))
+        return (narrow(ops.matmul(a, wide), -1, 0, b.shape[-1]),)
+
+    return rebuild(graph, rule)
 
 
 def turned(x: Value) -> Value:

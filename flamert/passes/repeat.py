@@ -26,6 +26,7 @@ def repeat_free(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
     are one node again after `deduplicate`. eligible: which nodes can be absorbed.
     """
     count = uses(graph)
+    shared: set[Value] = set()
 
     def free(node: Node) -> bool:
         if node.op.name not in CHEAP or not eligible(node):
@@ -33,10 +34,13 @@ def repeat_free(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
         whole = [v for v in node.inputs if v is not None and v.shape == node.types[0].shape and v.type.size > 1]
         if len(whole) != 1 or whole[0].type.nbytes > node.types[0].nbytes or whole[0].node.known:
             return False
-        # What nobody else reads may never be written; with copies it would have to be, unless it is smaller anyway.
-        return not eligible(whole[0].node) or count[whole[0]] > 1 or whole[0].type.nbytes < node.types[0].nbytes
+        # What is absorbed itself may never be written; with copies it would have to be, unless it is smaller anyway.
+        kept = not eligible(whole[0].node) or whole[0] in shared
+        return kept or whole[0].type.nbytes < node.types[0].nbytes
 
-    shared = {node.outputs[0] for node in graph.nodes if len(node.types) == 1 and count[node.outputs[0]] > 1 and free(node)}
+    for node in graph.nodes:
+        if len(node.types) == 1 and count[node.outputs[0]] > 1 and free(node):
+            shared.add(node.outputs[0])
     if not shared:
         return graph
     again: set[Value] = set()

@@ -47,9 +47,14 @@ def _below(node: Node, x: Value) -> Sequence[Value] | None:
     while x.node.op in (*MOVING, ops.expand):
         views.append(x.node)
         x = x.node.inputs[0]  # type: ignore[assignment]
-    if not views or x.node.known or x.node.op.name in PRODUCTS:
+    padded = x.node.inputs[0] if x.node.op is ops.pad and len(x.node.inputs) == 1 else None
+    if padded is not None and widens(node.types[0].dtype, x.dtype):
+        # Zeros around less that is to be moved.
+        result = ops.pad(ops.cast(padded, **node.attrs), **x.node.attrs)
+    elif not views or x.node.known or x.node.op.name in PRODUCTS:
         return None
-    result = ops.cast(x, **node.attrs)
+    else:
+        result = ops.cast(x, **node.attrs)
     for view in reversed(views):
         result = view.op(result, **view.attrs)
     return (result,)
@@ -63,8 +68,8 @@ def _source(x: Value) -> Value:
 
 
 def _bare(x: Value) -> Value:
-    """x before views, and casts from a narrower type."""
-    while x.node.op in MOVING or _widening(x.node):
+    """x before casts from a narrower type."""
+    while _widening(x.node):
         x = x.node.inputs[0]  # type: ignore[assignment]
     return x
 

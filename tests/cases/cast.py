@@ -54,4 +54,12 @@ CASES = [
     Case("bit_cast", [np.float64([1.0, -0.0])], {"to": dtypes.int64}, np.int64([0x3FF << 52, -(1 << 63)])),
     Case("bit_cast", [np.uint16([0x3F80])], {"to": dtypes.bfloat16}, typed([1.0], dtypes.bfloat16)),
     Case("bit_cast", [np.uint8([[0x38, 0xFF]])], {"to": dtypes.int8}, np.int8([[0x38, -1]])),
+    Case(
+        "cast_many",
+        [np.float32([[1.0001, -2.5]]), np.float32(3.7), np.float32([])],
+        {"to": dtypes.bfloat16},
+        lambda *xs, to: tuple(np.asarray(x, np.float32).astype(to) for x in xs),
+        name="halves",
+    ),
+    Case("cast_many", [np.float32([1.5, -2]), np.float32(3)], {"to": dtypes.float64}, lambda *xs, to: xs),
 ]

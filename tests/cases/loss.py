@@ -30,6 +30,40 @@ def labels(*shape, classes=5, dtype=np.int64):
     return rng.integers(0, classes, shape).astype(dtype)
 
 
+drawn = np.random.default_rng(13)
+
+
+def own(*shape):
+    """Numbers that leave those of all other rows as they are."""
+    return drawn.standard_normal(shape).astype(np.float32)
+
+
+def classes(*shape, count, dtype=np.int64):
+    return drawn.integers(0, count, shape).astype(dtype)
+
+
+def loss_and_sums(x, t):
+    at = np.expand_dims(t % x.shape[1], 1)
+    most = x.max(1, keepdims=True)
+    sums = np.log(np.exp(x - most).sum(1, keepdims=True)) + most
+    return (sums - np.take_along_axis(x, at, 1))[:, 0], sums[:, 0]
+
+
+def loss_gradient(x, t, sums, dlosses, dsums=None):
+    p = np.exp(x - np.expand_dims(loss_and_sums(x, t)[1], 1))
+    onehot = np.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2)) == np.expand_dims(t % x.shape[1], 1)
+    return p * np.expand_dims(dlosses + (0 if dsums is None else dsums), 1) - onehot * np.expand_dims(dlosses, 1)
+
+
+def scored(*shape, count, dtype=np.int64):
+    """Scores, far from zero in places, and classes, some of them counted from the end."""
+    x, t = own(shape[0], count, *shape[1:]) * 3, classes(*shape, count=count, dtype=dtype)
+    x[0] += 40
+    x[-1] -= 40
+    t[-1] -= count
+    return [x, t]
+
+
 t = labels(4, 3)
 t[1, 2] = t[0, 0] = 2
 ignored = np.where(t == 2, -100, t)
@@ -62,4 +96,29 @@ CASES = [
         gradient=False,
         name="infinite but ignored",
     ),
+    *[
+        Case("cross_entropy", scored(*shape, count=c, dtype=d), {}, loss_and_sums, kinds, tolerance=(1e-5, 1e-5))
+        for shape, c, d, kinds in (
+            ((5,), 7, np.int64, FLOATS),
+            ((3,), 1003, np.int32, FLOATS),
+            ((2, 3, 2), 6, np.int64, FLOATS),
+            ((4,), 1, np.int64, FLOATS[1:2]),
+            ((3,), 5, np.int16, FLOATS[1:2]),
+        )
+    ],
+    Case("cross_entropy", [own(0, 3), classes(0, count=3)], {}, (np.zeros(0), np.zeros(0))),
+    *[
+        Case(
+            "cross_entropy_gradient",
+            [x, t, loss_and_sums(x, t)[1].astype(np.float32), own(*t.shape), own(*t.shape) if more else None],
+            {},
+            loss_gradient,
+            name=f"{x.shape[1]}-{more}",
+        )
+        for x, t, more in (
+            (*scored(5, count=7), False),
+            (*scored(3, count=1003, dtype=np.int32), True),
+            (*scored(2, 3, 2, count=6), True),
+        )
+    ],
 ]

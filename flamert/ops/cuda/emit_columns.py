@@ -77,7 +77,7 @@ def columns_kernel(of: Columns) -> str:
             f"float y{r} = {over}({down}, 0.0f, [&](u32 r, u32 c) {{ return held[r][c]; }});",
             "__syncthreads();",
         ]
-    lines += _end(of, outs, columns, over)
+    lines += _end(of, outs, columns)
     text = "\n  ".join(lines)
     head = f'extern "C" __global__ void __launch_bounds__({THREADS}) {of.name}({", ".join(parameters)})'
     return f"{HEADER}{REDUCERS}{LAST}{LANES}\n{head} {{\n  {text}\n}}\n"
@@ -120,19 +120,34 @@ def _loop(of: Columns, stored: Sequence[int], batch: int, down: int) -> list[str
     return [*lines, "      }", "    }", "}"]
 
 
-def _end(of: Columns, outs: Sequence[str], columns: int, over: str) -> list[str]:
+def _end(of: Columns, outs: Sequence[str], columns: int) -> list[str]:
     """Statements that write the results, or a part for the block that comes last."""
     layout = of.layout
     lines = []
     if layout.splits > 1:
-        lines += [f"if (mine) parts[({r} * splits + part) * inner + column] = y{r};" for r in range(len(outs))]
-        lines.append("if (!last_of(splits, counters + blockIdx.x)) return;")
-        lines.append(f"const float* at = parts + blockIdx.x * {columns};")
-        for r in range(len(outs)):
-            inside = f"blockIdx.x * {columns} + c < inner"
-            get = f"return {inside} ? __ldcg(at + ({r} * splits + n) * inner + c) : 0.0f;"
-            lines.append(f"y{r} = {over}(splits, 0.0f, [&](u32 n, u32 c) {{ {get} }});")
-            lines.append("__syncthreads();")
+        each = range(len(outs))
+        lanes = THREADS // columns
+        lines += [f"if (mine) parts[({r} * splits + part) * inner + column] = y{r};" for r in each]
+        lines += [
+            "if (!last_of(splits, counters + blockIdx.x)) return;",
+            f"const u32 beneath = threadIdx.x % {columns}, lane = threadIdx.x / {columns};",
+            f"const u64 of = blockIdx.x * (u64){columns} + beneath;",
+            *[f"y{r} = 0;" for r in each],
+            # All results at once, so that their reads are on their way together.
+            "if (of < inner) {",
+            "  #pragma unroll 8",
+            f"  for (u32 n = lane; n < splits; n += {lanes}) {{",
+            *[f"    y{r} += __ldcg(parts + ({r} * splits + n) * inner + of);" for r in each],
+            "  }",
+            "}",
+        ]
+        for r in each:
+            lines += [
+                f"held[lane][beneath] = y{r};",
+                "__syncthreads();",
+                f"if (lane == 0) for (u32 i = 1; i < {lanes}; i++) y{r} += held[i][beneath];",
+                "__syncthreads();",
+            ]
     for r, (c, mean) in enumerate(zip(outs, of.means, strict=True)):
         scale = f" / (float){layout.length}" if mean else ""
         lines.append(f"if (mine) o{r}[column] = Store<{c}, float>::as(y{r}{scale});")

@@ -12,8 +12,9 @@ from flamert.ops.cuda.emit_rows import FOLDS, REDUCERS
 
 THREADS = 256
 
-BLOCKS = 528
-"""Four for each multiprocessor of a large GPU, which runs that many at a time."""
+BLOCKS = 264
+"""Two for each multiprocessor of a large GPU: with all that they have on their way they fill its memory's pipes, and the last
+one, which puts together what they found, has less to read."""
 
 BATCH = 4
 """Accesses that a thread has on their way at once."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flamert.graph import OPERATORS, Node, TensorType
+from flamert.ops.cast import cast_many
 from flamert.ops.cuda.emit import Loop, Operand, expressible, merged
 from flamert.ops.cuda.emit_chain import SIDE, THREADS, TURNS, Chain, by_tiles, chain, over_table
 from flamert.ops.cuda.emit_copy import TILED
@@ -58,6 +59,28 @@ def _(site: Site, out: Any, *inputs: Any, program: tuple[Instruction, ...]) -> C
 @kernel(pointwise_many, "cupy", when=_suits, bind=True)
 def _(site: Site, out: Any, *inputs: Any, program: tuple[Instruction, ...], results: tuple[int, ...]) -> Callable[[], None]:
     return _bound(site, out if isinstance(out, tuple) else (out,), inputs, program, results)
+
+
+def _casts(node: Node) -> bool:
+    to = node.types[0].dtype
+    return all(v is not None and v.type.size and expressible("cast", {}, [v.dtype], to) for v in node.inputs)
+
+
+@kernel(cast_many, "cupy", when=_casts, bind=True)
+def _(site: Site, out: Any, *inputs: Any, to: np.dtype) -> Callable[[], None]:
+    """One launch for all tensors that begin and end where wide accesses can be made, and one each for others."""
+    outs = out if isinstance(out, tuple) else (out,)
+    program = (Instruction("cast", (0,), (("to", to),)),)
+    types = [v.type for v in site.node.inputs if v is not None]
+    launches = [launch([y], [x], [t], [None], program, (0,)) for y, x, t in zip(outs, inputs, types, strict=True)]
+    groups = [[launches[i] for i in numbers] for numbers in Launch.groups(launches)]
+    calls = [Launch.chain(group) if len(group) > 1 else group[0] for group in groups]
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
 
 
 def _bound(

@@ -16,6 +16,9 @@ from flamert.files import write_files
 REPEATS = 5
 """Turns in which those that came close are timed again."""
 
+APART = 0.02
+"""How far from each other, relative to their size, results of engines may lie that round as they please."""
+
 CLOSE, FINALISTS = 1.3, 6
 """How many times the shortest time still counts as close, and how many of these are timed again."""
 
@@ -69,6 +72,40 @@ def choices(library: str, version: int, device: int) -> Choices:
     kind = properties["name"].decode().replace(" ", "-")
     driver = cupy.cuda.runtime.driverGetVersion()
     return Choices(os.path.join(folder(), f"{library}-{version}-{kind}-{driver}-{VERSION}.json"))
+
+
+def sound(candidates: Sequence[Callable[[], Any]], result: Callable[[], Any], xp: Any) -> list[int]:
+    """Numbers of the launches that most of them agree with: some libraries' engines are wrong, or raise.
+
+    result: what the last launch made, as floats of its own. Raises what the last of them raised where all do.
+    """
+    found: dict[int, Any] = {}
+    fault: Exception | None = None
+    for i, launch in enumerate(candidates):
+        try:
+            launch()
+            found[i] = None
+        except Exception as error:  # of whichever library it is
+            fault = error
+    if not found and fault is not None:
+        raise fault
+    best: list[int] = []
+    for base in list(found):
+        candidates[base]()
+        wanted = result()
+        bound = APART * float(xp.sqrt((wanted * wanted).mean()))
+        agreeing = []
+        for i in found:
+            candidates[i]()
+            apart = result()
+            apart -= wanted
+            if float(xp.sqrt((apart * apart).mean())) <= bound:
+                agreeing.append(i)
+        if len(agreeing) > len(best):
+            best = agreeing
+        if 2 * len(best) >= len(found):
+            break
+    return best or list(found)
 
 
 def fastest(candidates: Sequence[Callable[[], Any]]) -> int:
