@@ -13,6 +13,7 @@ from flamert.ops.evaluate import evaluate
 from flamert.ops.op import Site
 from flamert.passes.columns import MAX_RESULTS, fuse_columns
 from flamert.passes.deduplicate import deduplicate
+from flamert.passes.moments import shift_moments
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.repeat import repeat_free
 from tests.emulated import Kernel, Memory
@@ -174,3 +175,23 @@ def test_kernels_compile(monkeypatch):
             bound(monkeypatch, again, arrays, outs, lambda source, name: sources.append(source))
     for source in dict.fromkeys(sources):
         compile_source(*nvrtc(), source)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_moments_take_one_pass_and_stay_precise(offset):
+    x = value(6, 5, 16, 16)
+    graph = expanded(Graph([x], ops.moments(x, axes=(0, 2, 3))))
+    after = shift_moments(deduplicate(graph))
+    sums = [n for n in after.nodes if n.op is ops.reduce_mean]
+    assert len(sums) == 2 and not any(v.node in sums for n in sums for v in n.inputs[0].node.inputs), "neither needs the other"
+    array = np.random.default_rng(0).standard_normal(x.shape) * np.arange(1, 6)[:, None, None] + offset
+    wide = array.astype(F).astype(np.float64)
+    got = evaluate(after.outputs, {x: array.astype(F)})
+    np.testing.assert_allclose(got[0], wide.mean((0, 2, 3), keepdims=True), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[1], wide.var((0, 2, 3), keepdims=True), rtol=2e-5)
+
+
+def test_moments_of_rows_are_left_to_rows():
+    x = value(6, 40, 32)
+    graph = expanded(Graph([x], ops.moments(x, axes=(2,))))
+    assert shift_moments(graph) is graph

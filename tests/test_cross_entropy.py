@@ -243,5 +243,5 @@ def test_a_gpu_tells_of_a_class_out_of_range():
     x, t = value(3, 40), value(3, dtype=np.int64)
     plan = Plan(Graph([x, t], ops.cross_entropy(x, t)), on)
     losses = plan(on.upload(np.zeros((3, 40), np.float32)), on.upload(np.array([0, 40, 1])))[0]
-    with pytest.raises(fr.ShapeError, match="outside a dimension of 40"):
+    with pytest.raises(ShapeError, match="outside a dimension of 40"):
         on.download(losses, dtypes.float32)

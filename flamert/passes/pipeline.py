@@ -22,6 +22,7 @@ from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
+from flamert.passes.moments import shift_moments
 from flamert.passes.parts import join_parts
 from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
@@ -53,7 +54,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         fold_affine,
         folding,
         *([] if half is None else [partial(autocast, to=half, islands=False), folding]),
-        *([] if device.backend == "numpy" else [multiply_patches, align_products]),
+        *([] if device.backend == "numpy" else [multiply_patches, align_products, shift_moments]),
         partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
         *(_around_products(device.backend)),

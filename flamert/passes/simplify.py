@@ -72,12 +72,14 @@ def _same_type(node: Node, inputs: Inputs) -> Value | None:
 
 
 def _cast(node: Node, inputs: Inputs) -> Value | None:
-    """A cast to a wider type and back is nothing."""
+    """A cast to a wider type and back is nothing; what is repeated is cast before it is."""
     x = inputs[0]
     assert x is not None
     inner = x.node.inputs[0] if x.node.op is ops.cast else None
     if inner is not None and inner.type == node.types[0] and widens(inner.dtype, x.dtype):
         return inner
+    if x.node.op is ops.expand and not x.node.known:
+        return ops.expand(ops.cast(x.node.inputs[0], **node.attrs), shape=x.shape)
     return _same_type(node, inputs)
 
 

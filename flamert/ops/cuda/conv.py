@@ -21,6 +21,9 @@ from flamert.ops.pointwise import Instruction
 
 Launch = Callable[[], None]
 
+GUARD = 4096
+"""Elements around what engines are tried on."""
+
 ALIGNMENT = 16
 """Bytes that the first element of what cuDNN takes must lie on a multiple of."""
 
@@ -91,11 +94,13 @@ def _made(
 
 
 def _noise(xp: Any, x: Any) -> Any:
-    """An array that lies as x does, of numbers between −1 and 1 in no order."""
-    made = xp.empty_like(x)
-    flat = made if made.flags.c_contiguous else _turned(made)
-    flat[...] = xp.sin(xp.arange(x.size, dtype=xp.float32) * 12.9898).reshape(flat.shape)
-    return made
+    """An array that lies as x does, of numbers from −1 to 1 in no order; NaN around it gives away engines that read too far."""
+    shape = x.shape if x.flags.c_contiguous else _turned(x).shape
+    memory = xp.full(2 * GUARD + x.size, xp.nan, x.dtype)
+    flat = memory[GUARD : GUARD + x.size]
+    flat[...] = xp.sin(xp.arange(x.size, dtype=xp.float32) * 12.9898)
+    made = flat.reshape(shape)
+    return made if x.flags.c_contiguous else _first(made)
 
 
 def _turned(x: Any) -> Any:

@@ -17,6 +17,9 @@ THREADS = 256
 TURNS = 4
 """Accesses of a thread to each tensor, in a kernel over a table."""
 
+STRIP = 4
+"""Elements for each thread where accesses are narrow: fewer do not keep memory busy."""
+
 SIDE = 32
 """Elements along both sides of a tile."""
 
@@ -60,6 +63,11 @@ class Chain(NamedTuple):
     def flat(self) -> bool:
         """Whether every operand is contiguous, or one element."""
         return self.rank == 1 and all(self.operands[i].strides[0] <= 1 for i in self.stored)
+
+    @property
+    def strip(self) -> int:
+        """Elements that a thread takes apart from each other, where it cannot take neighbours."""
+        return STRIP if self.width == 1 and not self.flat else 1
 
     @property
     def rounded(self) -> bool:
@@ -106,12 +114,30 @@ def chain(of: Chain) -> str:
     lines = [f"const {index} i = (blockIdx.x * ({index}){THREADS} + threadIdx.x) * {width};", "if (i >= n) return;"]
     if of.flat:
         return kernel_source(of.name, parameters, [*lines, *_flat(of)])
-    lines += decomposed("i", index, rank)
-    for i in of.stored:
-        lines += _loading(i, of.operands[i], rank, width)
-    lines += of.computed({i: "v" if of.operands[i].strides[-1] else "0" for i in of.stored})
-    lines += [f"*(Pack<{c}, {width}>*)(o{k} + i) = q{k};" for k, c, _ in of.outs]
-    return kernel_source(of.name, parameters, lines)
+    read = [*decomposed("i", index, rank), *[line for i in of.stored for line in _loading(i, of.operands[i], rank, width)]]
+    made = of.computed({i: "v" if of.operands[i].strides[-1] else "0" for i in of.stored})
+    made += [f"*(Pack<{c}, {width}>*)(o{k} + i) = q{k};" for k, c, _ in of.outs]
+    return kernel_source(of.name, parameters, [*lines, *read, *made] if of.strip == 1 else _strip(of, read, made))
+
+
+def _strip(of: Chain, read: Sequence[str], made: Sequence[str]) -> list[str]:
+    """Statements for several elements that lie far from each other: all are on their way before the first is needed."""
+    types = {i: f"Pack<{STORED[of.operands[i].dtype]}, 1>" for i in of.stored}
+    each = [f"for (int k = 0; k < {STRIP}; k++) {{", f"  const {of.counter} i = first + k * {THREADS};", "  if (i < n) {"]
+    return [
+        f"const {of.counter} first = blockIdx.x * ({of.counter}){THREADS * STRIP} + threadIdx.x;",
+        *[f"{types[i]} held{i}[{STRIP}];" for i in of.stored],
+        "#pragma unroll",
+        *each,
+        *[f"    {line}" for line in (*read, *[f"held{i}[k] = p{i};" for i in of.stored])],
+        "  }",
+        "}",
+        "#pragma unroll",
+        *each,
+        *[f"    {line}" for line in (*[f"const {types[i]} p{i} = held{i}[k];" for i in of.stored], *made)],
+        "  }",
+        "}",
+    ]
 
 
 def over_table(of: Chain) -> str:

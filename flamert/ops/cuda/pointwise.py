@@ -121,7 +121,7 @@ def launch(
     source = chain(of)
     arguments = [*arrays, *outs, index(n), *[index(d) for d in loop.shape[1:]]]
     arguments += [] if flat else [np.int64(d) for s in found.strides for d in s if d]
-    blocks = math.ceil(n / (width * THREADS))
+    blocks = math.ceil(n / (width * of.strip * THREADS))
     joins = None
     if flat:
         joins = Flat(source, (*arrays, *outs), n, functools.partial(_over_table, of), TURNS * THREADS * width)
