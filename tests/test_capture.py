@@ -165,3 +165,17 @@ def test_training_leaves_memory_flat_and_gives_it_back():
     after = held()
     assert last[0] <= first[0] and last[1] >= first[1] - (2 << 20)
     assert after[0] <= before[0] and after[1] >= before[1] - (2 << 20)
+
+
+def test_a_large_result_is_written_where_the_caller_has_it():
+    x = g.input(TensorType((512, 1024), FLOAT), "x")
+    graph = Graph([x], [ops.matmul(x, ops.transpose(x, perm=(1, 0))), ops.exp(x * 2.0)])
+    plan = Plan(graph, device("cuda"), hot=True)
+    on = device("cuda")
+    arrays = [on.upload(np.random.default_rng(i).standard_normal((512, 1024)).astype(np.float32)) for i in range(2)]
+    kept = [plan(a) for a in arrays for _ in range(3)]
+    [bound] = [b for arena in plan._arenas._idle for b in arena.bound.values()]
+    assert [late.number for late in bound.late] == [1]
+    for i, results in enumerate(kept):
+        np.testing.assert_allclose(results[1].get(), np.exp(arrays[i // 3].get() * 2), rtol=1e-5)
+        np.testing.assert_array_equal(results[0].get(), kept[3 * (i // 3)][0].get())

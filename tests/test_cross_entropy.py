@@ -6,6 +6,7 @@ import pytest
 import flamert as fr
 from flamert import dtypes, ops
 from flamert import graph as g
+from flamert.errors import ShapeError
 from flamert.grad import grad
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import copy, cross_entropy

@@ -216,3 +216,17 @@ def test_chains_over_transposed_operands(dtype, shape):
     [got] = Plan(graph, on, hot=True)(*[on.upload(a) for a in arrays])
     a, b, c = (v.astype(np.float64) for v in arrays)
     np.testing.assert_allclose(on.download(got, F), np.tanh(a + b.T * c), rtol=1e-5, atol=1e-6)
+
+
+def test_a_launch_can_write_somewhere_else(monkeypatch):
+    monkeypatch.setattr(pointwise, "compiled", Kernel)
+    x, y, other = (Memory(np.arange(5000, dtype=F) * k) for k in (1, 0, -1))
+    program = (Instruction("exp", (0,)),)
+    call = pointwise.launch([y], [x], [TensorType((5000,), F)], [None], program, (0,))
+    assert call.writes_alone(y.data.ptr) and not call.writes_alone(other.data.ptr)
+    x.array /= 5000
+    call.onto(y.data.ptr, other)()
+    np.testing.assert_allclose(other.array, np.exp(x.array), rtol=1e-6)
+    assert not y.array.any()
+    again = pointwise.launch([x], [x], [TensorType((5000,), F)], [None], program, (0,))
+    assert not again.writes_alone(x.data.ptr), "what is read there must stay"

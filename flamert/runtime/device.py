@@ -113,6 +113,10 @@ class Device:
         """A fresh copy that no arena will overwrite."""
         return array.copy()
 
+    def fresh(self, like: Any) -> Any:
+        """A contiguous array of this one's shape and type, of no contents."""
+        return self.xp.empty(like.shape, like.dtype)
+
     def copier(self, out: Any, x: Any) -> Callable[[], Any]:
         """A call that copies x into `out`, an array of the same shape and type, whatever the strides of the two."""
         raise NotImplementedError
@@ -189,6 +193,9 @@ class Cuda(Device):
 
     def owned(self, array: Any) -> Any:
         return self.afford(functools.partial(self._copied, array), array.nbytes, "a result")
+
+    def fresh(self, like: Any) -> Any:
+        return self.afford(functools.partial(self.xp.empty, like.shape, like.dtype), like.nbytes, "a result")
 
     def _copied(self, array: Any) -> Any:
         """By the engine that copies memory as it lies, where CuPy would copy element by element."""

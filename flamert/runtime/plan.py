@@ -59,6 +59,19 @@ class Bound(NamedTuple):
     steps: tuple[int, ...]  # the step that each call begins with
     outputs: tuple[Any, ...]
     replay: Replay | None  # on devices that can record calls
+    late: tuple[Late, ...] = ()
+
+
+class Late(NamedTuple):
+    """A call that ends a plan by making a large result: it writes what the caller gets, and spares a copy."""
+
+    number: int  # of the output
+    call: Any
+    address: int  # where it would write in the arena
+
+
+LARGE = 1 << 20
+"""Bytes of a result from which it is worth a call of its own."""
 
 
 class Plan:
@@ -129,13 +142,17 @@ class Plan:
                 buffer[...] = array
         if bound.replay is None or not bound.replay():
             self._step_through(bound)
-        owned = self.device.owned
-        if not self._updates:
-            return [owned(array) for array in bound.outputs]
+        made = {late.number: self._made_late(late, bound.outputs[late.number]) for late in bound.late}
         for i, array in self._updates.items():
             if bound.outputs[i] is not array:
                 array[...] = bound.outputs[i]
-        return [owned(array) for i, array in enumerate(bound.outputs) if i not in self._updates]
+        owned = self.device.owned
+        return [made[i] if i in made else owned(x) for i, x in enumerate(bound.outputs) if i not in self._updates]
+
+    def _made_late(self, late: Late, like: Any) -> Any:
+        result = self.device.fresh(like)
+        late.call.onto(late.address, result)()
+        return result
 
     def _step_through(self, bound: Bound) -> None:
         """Make the calls one by one."""
@@ -318,10 +335,28 @@ class Plan:
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
         passed = [v for v in self.graph.inputs if v not in self._state]
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])
+        late = self._late(calls, array) if chain and device.remote else ()
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
         outputs = tuple([array(v.type, self._places[v]) for v in self.graph.outputs])
         replay = Replay(device, calls, self.obstacle) if chain and self.hot and device.records else None
-        return Bound(inputs, tuple(calls), tuple(steps), outputs, replay)
+        return Bound(inputs, tuple(calls), tuple(steps), outputs, replay, late)
+
+    def _late(self, calls: list[Any], array: Callable[[TensorType, Place], Any]) -> tuple[Late, ...]:
+        """Take the calls at the end that make a large result, and nothing else, from among the others."""
+        found: list[Late] = []
+        while calls:
+            step, call = self.steps[len(calls) - 1], calls[-1]
+            type, at = step.outputs[0]
+            outputs = [(i, self._places[v]) for i, v in enumerate(self.graph.outputs)]
+            shown = [(i, p) for i, p in outputs if p.storage is at.storage]
+            whole = at.storage.array is None and type.nbytes >= LARGE and len(step.outputs) == len(shown) == 1
+            if not whole or shown[0][0] in self._updates or (shown[0][1].offset, shown[0][1].strides) != (0, None):
+                break
+            address = array(type, at).data.ptr
+            if not hasattr(call, "onto") or not call.writes_alone(address):
+                break
+            found.append(Late(shown[0][0], calls.pop(), address))
+        return tuple(found)
 
 
 def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:

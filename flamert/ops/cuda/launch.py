@@ -32,6 +32,11 @@ def extent(x: Any) -> Extent:
     return x.data.ptr + sum(s for s in spans if s < 0), x.data.ptr + sum(s for s in spans if s > 0) + x.itemsize
 
 
+def _address(x: Any) -> int | None:
+    """Where an argument lies, if it is an array."""
+    return x.data.ptr if hasattr(x, "strides") and hasattr(x.data, "ptr") else None
+
+
 class Flat(NamedTuple):
     """A launch over contiguous tensors of n elements each, which others of the same kernel can join.
 
@@ -67,6 +72,15 @@ class Launch:
 
     def __call__(self) -> None:
         self.kernel(self.blocks, (self.threads,), self.arguments)
+
+    def writes_alone(self, address: int) -> bool:
+        """Whether exactly one of the arguments lies there, and it is all that is written."""
+        return len(self.writes) == 1 and sum(_address(x) == address for x in self.arguments) == 1
+
+    def onto(self, address: int, result: Any) -> Launch:
+        """This launch with another array in the place of the one there."""
+        arguments = tuple([result if _address(x) == address else x for x in self.arguments])
+        return Launch(self.kernel, self.blocks, self.threads, arguments, self.reads, [extent(result)])
 
     @classmethod
     def groups(cls, calls: Sequence[Launch]) -> list[list[int]]:
