@@ -12,7 +12,7 @@ from flamert.passes.autocast import autocast
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
 from flamert.passes.parts import join_parts
-from flamert.passes.products import merge_products, take_biases, turn_products
+from flamert.passes.products import merge_products, scale_products, take_biases, turn_products
 from flamert.passes.simplify import simplify
 from flamert.passes.views import settle_views
 from tests.test_passes import count, graph_of
@@ -123,6 +123,19 @@ def test_a_bias_is_taken_into_the_product():
     after = take_biases(graph)
     assert count(after)["linear"] == 1 and "add" not in count(after)
     same_values(graph, after, arrays)
+
+
+def test_factors_of_both_operands_go_behind_the_product():
+    def build(q, k):
+        q, k = q * 0.5, ops.transpose(k, perm=(0, 2, 1)) * 0.5
+        return ops.exp(ops.matmul(q, k))
+
+    graph, arrays = graph_of(build, (2, 3, 4), (2, 5, 4))
+    after = scale_products(graph)
+    assert count(after)["mul"] == 1
+    same_values(graph, after, arrays)
+    halves, _ = graph_of(build, *[TensorType(s, dtypes.float16) for s in ((2, 3, 4), (2, 5, 4))])
+    assert count(scale_products(halves))["mul"] == 2, "the product of what is not yet scaled may be out of range"
 
 
 def test_a_product_that_is_read_without_its_bias_keeps_to_itself():

@@ -27,7 +27,7 @@ from flamert.passes.parts import join_parts
 from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
-from flamert.passes.products import align_products, merge_products, take_biases, turn_products
+from flamert.passes.products import align_products, merge_products, scale_products, take_biases, turn_products
 from flamert.passes.repeat import repeat_free
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
@@ -160,7 +160,7 @@ def _around_products(backend: str) -> tuple[Pass, ...]:
     if backend == "numpy":
         return ()
     own = partial(_has_kernel_of_its_own, backend=backend)
-    return straighten, partial(lay_heads, eligible=own), settle_views, join_parts, narrow_losses, straighten
+    return scale_products, straighten, partial(lay_heads, eligible=own), settle_views, join_parts, narrow_losses, straighten
 
 
 def _fusion(backend: str) -> tuple[Pass, ...]:

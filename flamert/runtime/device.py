@@ -199,9 +199,10 @@ class Cuda(Device):
 
     def _copied(self, array: Any) -> Any:
         """By the engine that copies memory as it lies, where CuPy would copy element by element."""
-        if not array.flags.c_contiguous or not array.size:
-            return array.copy()
         made = self.xp.empty(array.shape, array.dtype)
+        if not array.flags.c_contiguous or not array.size:
+            self.copier(made, array)()
+            return made
         made.data.copy_from_device_async(array.data, array.nbytes, self.xp.cuda.get_current_stream())
         return made
 

@@ -52,7 +52,11 @@ def _made(
     device, xp = site.device, site.xp
     # Where lengths of 1 leave it open how the result lies, the operands decide.
     last = any(map(_channels_last, operands)) if _either(out) else _channels_last(out)
-    before, after = [], []
+    before: list[Launch] = []
+    after: list[Launch] = []
+    if kind == "wgrad" and windows.uneven:
+        covered = _covered(xp, operands[0], out.shape[2:], operands[1].shape[2:], windows, last, before)
+        operands, windows = (covered, operands[1]), windows._replace(pads=(0,) * len(windows.pads))
     whole, out = out, _placed(xp, out, last)
     if out is not whole:
         after.append(copier(whole, out))
@@ -91,6 +95,24 @@ def _made(
     run = made.launch(given, out, site.work[0], stream)
     made.take(int(choices("cudnn", version(), device.index).find(made.key, measured)))
     return _one([*before, run, *after])
+
+
+def _covered(
+    xp: Any, x: Any, kernel: Sequence[int], counts: Sequence[int], windows: Windows, last: bool, before: list[Launch]
+) -> Any:
+    """What the windows cover of x with its padding, and no more: with uneven padding wgrad engines take in what lies beyond."""
+    steps = zip(kernel, counts, windows.strides, windows.dilations, strict=True)
+    lengths = [(count - 1) * stride + dilation * (k - 1) + 1 for k, count, stride, dilation in steps]
+    shape = (x.shape[0], *lengths, x.shape[1]) if last else (*x.shape[:2], *lengths)
+    buffer = xp.zeros(shape, x.dtype)
+    made = _first(buffer) if last else buffer
+    into, of = [slice(None)] * 2, [slice(None)] * 2
+    for length, size, pad in zip(lengths, x.shape[2:], windows.pads, strict=False):
+        kept = min(size, length - pad)
+        into.append(slice(pad, pad + kept))
+        of.append(slice(0, kept))
+    before.append(copier(made[tuple(into)], x[tuple(of)]))
+    return made
 
 
 def _noise(xp: Any, x: Any) -> Any:

@@ -75,6 +75,12 @@ class Windows(NamedTuple):
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
 
+    @property
+    def uneven(self) -> bool:
+        """Whether there is more padding on one side than on the other, and none that takes away."""
+        n = len(self.strides)
+        return self.pads[:n] != self.pads[n:] and min(self.pads) >= 0
+
     def spelled(self, rank: int) -> dict[str, list[int]]:
         """cuDNN's arguments for this many spatial axes."""
         n = len(self.strides)

@@ -73,6 +73,7 @@ EXPRESSIONS: dict[str, str | Expression] = {
     **{name: f"({{}} {sign} {{}})" for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*"), ("div", "/"))},
     **{name: f"({{}} {sign} {{}})" for name, sign in (("less", "<"), ("less_equal", "<="), ("equal", "=="))},
     **{name: f"({{}} {sign} {{}})" for name, sign in (("greater", ">"), ("greater_equal", ">="), ("not_equal", "!="))},
+    "isnan": "({0} != {0})",
     "logical_and": "({} && {})",
     "logical_or": "({} || {})",
     "logical_xor": "({} != {})",

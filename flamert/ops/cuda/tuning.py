@@ -16,6 +16,9 @@ from flamert.files import write_files
 REPEATS = 5
 """Turns in which those that came close are timed again."""
 
+BASES = 4
+"""Engines that the others are compared with, one after another, until half of them agree."""
+
 APART = 0.02
 """How far from each other, relative to their size, results of engines may lie that round as they please."""
 
@@ -79,23 +82,26 @@ def sound(candidates: Sequence[Callable[[], Any]], result: Callable[[], Any], xp
 
     result: what the last launch made, as floats of its own. Raises what the last of them raised where all do.
     """
-    found: dict[int, Any] = {}
+    whole: list[int] = []
+    tried: list[int] = []
     fault: Exception | None = None
     for i, launch in enumerate(candidates):
         try:
             launch()
-            found[i] = None
+            tried.append(i)
+            if bool(xp.isfinite(result()).all()):
+                whole.append(i)
         except Exception as error:  # of whichever library it is
             fault = error
-    if not found and fault is not None:
+    if not tried and fault is not None:
         raise fault
     best: list[int] = []
-    for base in list(found):
+    for base in whole[:BASES]:
         candidates[base]()
         wanted = result()
         bound = APART * float(xp.sqrt((wanted * wanted).mean()))
         agreeing = []
-        for i in found:
+        for i in whole:
             candidates[i]()
             apart = result()
             apart -= wanted
@@ -103,9 +109,9 @@ def sound(candidates: Sequence[Callable[[], Any]], result: Callable[[], Any], xp
                 agreeing.append(i)
         if len(agreeing) > len(best):
             best = agreeing
-        if 2 * len(best) >= len(found):
+        if 2 * len(best) >= len(whole):
             break
-    return best or list(found)
+    return best or tried
 
 
 def fastest(candidates: Sequence[Callable[[], Any]]) -> int:
