@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flamert.buckets import Buckets
 from flamert.differentiate import Gradients, vjp
 from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
@@ -142,6 +143,7 @@ class Model:
         weakref.finalize(self, self.gradients.clear).atexit = False  # called before the other one
         self._building = threading.Lock()
         self._specs = {spec.name: spec for spec in self.inputs}
+        self._buckets = Buckets(self.inputs, self.outputs)
         self._all_outputs = tuple([spec.name for spec in self.outputs])
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
@@ -176,8 +178,18 @@ class Model:
         Each input by name: its shape as a tuple or list of ints (made-up contents then stand in), or an example array. Give
         examples where shapes inside the model depend on an input's contents. Names that are no Python identifiers fit as
         `model.compile(**{"input.1": (1, 3, 224, 224)})`.
+
+        Or lengths of symbolic dimensions, `model.compile(batch=[1, 8, 32])`: from then on inputs are filled up to the next of
+        these lengths with copies of their last entries, and outputs cut back, so that three plans serve all batches up to 32.
+        That is right where entries do not mix, as the rows of a batch do not. Raises InputError where an output lacks the
+        dimension.
         """
-        self.execute({name: self._example(name, x) for name, x in shapes_or_examples.items()}, self._all_outputs, hot=True)
+        given = {n: x for n, x in shapes_or_examples.items() if n in self._specs}
+        lengths = {n: x for n, x in shapes_or_examples.items() if n not in given}
+        for symbol, x in lengths.items():
+            self._buckets.add(symbol, x)
+        for shapes in (*([given] if given or not lengths else []), *(self._buckets.shapes() if lengths else ())):
+            self.execute({n: self._example(n, x) for n, x in shapes.items()}, self._all_outputs, hot=True)
         return self
 
     @property
@@ -276,6 +288,7 @@ class Model:
         """Take over inputs, outputs and weights of an origin that has changed."""
         self.inputs, self.outputs = self.origin.inputs, self.origin.outputs
         self._specs = {spec.name: spec for spec in self.inputs}
+        self._buckets = Buckets(self.inputs, self.outputs)
         self._all_outputs = tuple([spec.name for spec in self.outputs])
         _drop(self._programs, self._cache)
 
@@ -317,6 +330,11 @@ class Model:
     ) -> list[Any]:
         """The outputs named, as a list: NumPy arrays, or with host=False as they lie on the device. hot: tune at once."""
         self.params.settle()
+        if self._buckets.cover(outputs):
+            inputs, had = self._buckets.widened(inputs, self.device)
+            if had:
+                results = self.execute(inputs, outputs, host=host, hot=hot)
+                return [self._buckets.cut(name, x, had) for name, x in zip(outputs, results, strict=True)]
         # A key that is met again was checked when it was first met, so the common case costs one look-up and no checks.
         key: list[Any] = [outputs]
         for name, x in inputs.items():
