@@ -14,8 +14,9 @@ from flamert.ops.cuda.launch import Flat, Launch, table_of
 from flamert.ops.cuda.pointwise import elementwise, launch
 from flamert.ops.pointwise import Instruction
 from flamert.passes.pointwise import fuse_pointwise
+from flamert.runtime.calls import chained
 from flamert.runtime.device import device
-from flamert.runtime.plan import Plan, chained
+from flamert.runtime.plan import Plan
 from tests.emulated import Kernel, Memory
 
 F = np.dtype(np.float32)

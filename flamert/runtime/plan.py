@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from flamert.limits import require_memory
 from flamert.ops.op import Derived, Kernel, Site, expand
 from flamert.rewrite import rebuild
 from flamert.runtime.arena import Arena, Arenas
+from flamert.runtime.calls import COPY, COPYING, chained
 from flamert.runtime.capture import Replay, obstacle_of
 from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.faults import named
@@ -296,7 +296,7 @@ class Plan:
         if at.storage.constant:  # copied now: a kernel may pack it for good when it is bound
             return Place(Storage(value.type, -1, self.device.xp.ascontiguousarray(held), constant=True), 0, None)
         copy = self._new(value.type, time_)
-        node = Node(_Copy, (value,), {}, (value.type,))
+        node = Node(COPYING, (value,), {}, (value.type,))
         self.steps.append(Step(node, COPY, ((value.type, at),), ((value.type, copy),), ()))
         return copy
 
@@ -357,39 +357,6 @@ class Plan:
                 break
             found.append(Late(shown[0][0], calls.pop(), address))
         return tuple(found)
-
-
-def chained(calls: Sequence[Callable[[], Any]]) -> tuple[list[Callable[[], Any]], list[int]]:
-    """Neighbouring calls of a type that knows how to `chain` as one each; and which call each of the new ones begins with.
-
-    A type that cannot chain all of its calls says by `groups` which of its neighbours may become one, and in which order.
-    """
-    merged: list[Callable[[], Any]] = []
-    starts: list[int] = []
-    for kind, run in itertools.groupby(enumerate(calls), key=lambda item: type(item[1])):
-        numbers, members = zip(*run, strict=True)
-        together = [range(len(members))] if hasattr(kind, "chain") else [[i] for i in range(len(members))]
-        for group in kind.groups(members) if hasattr(kind, "groups") else together:
-            merged.append(kind.chain([members[i] for i in group]) if len(group) > 1 else members[group[0]])
-            starts.append(numbers[group[0]])
-    return merged, starts
-
-
-class _CopyOp:
-    """Internal op of the plan: a contiguous copy of a strided operand."""
-
-    name, random, view, inplace = "copy", False, None, ()
-
-
-_Copy = _CopyOp()
-
-
-def _copy(site: Site, out: Any, x: Any, **attrs: Any) -> Callable[[], Any]:
-    """Elements in C order are the same on both sides, so a copy serves reshapes that cannot be views as well."""
-    return site.device.copier(out.reshape(x.shape), x)
-
-
-COPY = Kernel(None, _copy, bind=True)  # type: ignore[arg-type]
 
 
 def decompose(graph: Graph, backend: str, hot: bool = False) -> Graph:

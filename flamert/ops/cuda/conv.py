@@ -1,10 +1,10 @@
-"""Convolutions on the GPU through cuDNN, in the layout that their operands have; the fastest engine is found by measuring."""
+"""Convolutions on the GPU through cuDNN, in the layout that their operands have, and what is done in the same pass."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from flamert import dtypes
@@ -12,20 +12,12 @@ from flamert.errors import DeviceError
 from flamert.graph import Node, TensorType
 from flamert.ops import OPS
 from flamert.ops.conv import conv, conv_transpose, conv_weight_gradient
+from flamert.ops.cuda.conv_launch import Launch, first, launched, one
 from flamert.ops.cuda.copy import copier
-from flamert.ops.cuda.cudnn import TYPES, WORKSPACE_BYTES, Tensor, Windows, available, convolution, version
+from flamert.ops.cuda.cudnn import TYPES, WORKSPACE_BYTES, Windows, available
 from flamert.ops.cuda.pointwise import launch
-from flamert.ops.cuda.tuning import choices, fastest, sound
 from flamert.ops.op import Site, kernel, reference
 from flamert.ops.pointwise import Instruction
-
-Launch = Callable[[], None]
-
-GUARD = 4096
-"""Elements around what engines are tried on."""
-
-ALIGNMENT = 16
-"""Bytes that the first element of what cuDNN takes must lie on a multiple of."""
 
 
 def _suits(node: Node) -> bool:
@@ -36,117 +28,6 @@ def _suits(node: Node) -> bool:
 
 def _workspace(node: Node) -> tuple[TensorType, ...]:
     return (TensorType((WORKSPACE_BYTES,), dtypes.uint8),)
-
-
-def _made(
-    site: Site,
-    kind: str,
-    operands: Sequence[Any],
-    out: Any,
-    windows: Windows,
-    bias: Any = None,
-    residual: Any = None,
-    relu: bool = False,
-) -> Launch:
-    """The launch of a convolution, tuned."""
-    device, xp = site.device, site.xp
-    # Where lengths of 1 leave it open how the result lies, the operands decide.
-    last = any(map(_channels_last, operands)) if _either(out) else _channels_last(out)
-    before: list[Launch] = []
-    after: list[Launch] = []
-    if kind == "wgrad" and windows.uneven:
-        covered = _covered(xp, operands[0], out.shape[2:], operands[1].shape[2:], windows, last, before)
-        operands, windows = (covered, operands[1]), windows._replace(pads=(0,) * len(windows.pads))
-    whole, out = out, _placed(xp, out, last)
-    if out is not whole:
-        after.append(copier(whole, out))
-    given = [_placed(xp, x, last) for x in (*operands, *[x for x in (residual,) if x is not None])]
-    given += [] if bias is None else [_placed(xp, bias, False)]
-    for to, x in zip(given, [x for x in (*operands, residual, bias) if x is not None], strict=True):
-        if to is not x:
-            before.append(copier(to, x))
-    made = convolution(
-        *(kind, tuple([Tensor.of(x.shape, last) for x in operands]), Tensor.of(out.shape, last)),
-        *(site.node.types[0].dtype, windows),
-        bias=None if bias is None else Tensor.of((1, bias.size, *[1] * (out.ndim - 2)), last),
-        residual=None if residual is None else Tensor.of(residual.shape, last),
-        relu=relu,
-        tf32=device.allow_tf32 is not False,
-        deterministic=device.deterministic,
-        device=device.index,
-    )
-    stream = xp.cuda.get_current_stream
-
-    def measured() -> str:
-        # On data of its own: what operands hold is not there yet, or not to be overwritten.
-        noise, result = [_noise(xp, x) for x in given], xp.empty_like(out)
-        trial = made.launch(noise, result, site.work[0], stream)
-
-        def under(index: int) -> Launch:
-            def launch() -> None:
-                made.take(index)
-                trial()
-
-            return launch
-
-        tried = sound([under(i) for i in made.candidates], lambda: result.astype(xp.float32), xp)
-        return str(made.candidates[tried[fastest([under(made.candidates[i]) for i in tried])]])
-
-    run = made.launch(given, out, site.work[0], stream)
-    made.take(int(choices("cudnn", version(), device.index).find(made.key, measured)))
-    return _one([*before, run, *after])
-
-
-def _covered(
-    xp: Any, x: Any, kernel: Sequence[int], counts: Sequence[int], windows: Windows, last: bool, before: list[Launch]
-) -> Any:
-    """What the windows cover of x with its padding, and no more: with uneven padding wgrad engines take in what lies beyond."""
-    steps = zip(kernel, counts, windows.strides, windows.dilations, strict=True)
-    lengths = [(count - 1) * stride + dilation * (k - 1) + 1 for k, count, stride, dilation in steps]
-    shape = (x.shape[0], *lengths, x.shape[1]) if last else (*x.shape[:2], *lengths)
-    buffer = xp.zeros(shape, x.dtype)
-    made = _first(buffer) if last else buffer
-    into, of = [slice(None)] * 2, [slice(None)] * 2
-    for length, size, pad in zip(lengths, x.shape[2:], windows.pads, strict=False):
-        kept = min(size, length - pad)
-        into.append(slice(pad, pad + kept))
-        of.append(slice(0, kept))
-    before.append(copier(made[tuple(into)], x[tuple(of)]))
-    return made
-
-
-def _noise(xp: Any, x: Any) -> Any:
-    """An array that lies as x does, of numbers from −1 to 1 in no order; NaN around it gives away engines that read too far."""
-    shape = x.shape if x.flags.c_contiguous else _turned(x).shape
-    memory = xp.full(2 * GUARD + x.size, xp.nan, x.dtype)
-    flat = memory[GUARD : GUARD + x.size]
-    flat[...] = xp.sin(xp.arange(x.size, dtype=xp.float32) * 12.9898)
-    made = flat.reshape(shape)
-    return made if x.flags.c_contiguous else _first(made)
-
-
-def _turned(x: Any) -> Any:
-    """[N, C, spatial…] seen as [N, spatial…, C]."""
-    return x.transpose(0, *range(2, x.ndim), 1)
-
-
-def _channels_last(x: Any) -> bool:
-    """Whether an array [N, C, spatial…] lies with its channels innermost, and could not be taken to lie in C order."""
-    return _turned(x).flags.c_contiguous and not x.flags.c_contiguous
-
-
-def _either(x: Any) -> bool:
-    """Whether it lies in both orders."""
-    return _turned(x).flags.c_contiguous and x.flags.c_contiguous
-
-
-def _placed(xp: Any, x: Any, last: bool) -> Any:
-    """x, or a buffer for it where it does not lie in one piece in this order: on other strides cuDNN's engines are wrong."""
-    turned = _turned(x) if last else x
-    if turned.flags.c_contiguous and x.data.ptr % ALIGNMENT == 0:
-        return x
-    buffer = xp.empty(turned.shape, x.dtype)
-    return _first(buffer) if last else buffer
 
 
 def _or_reference(site: Site, made: Callable[[], Launch], out: Any, *inputs: Any, **attrs: Any) -> Launch:
@@ -163,13 +44,13 @@ def _or_reference(site: Site, made: Callable[[], Launch], out: Any, *inputs: Any
 @kernel(conv, "cupy", when=_suits, bind=True, workspace=_workspace)
 def _(site: Site, out: Any, x: Any, w: Any, b: Any = None, *, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
     windows = Windows(strides, pads, dilations)
-    return _or_reference(site, lambda: _made(site, "fprop", (x, w), out, windows, b), out, x, w, b)
+    return _or_reference(site, lambda: launched(site, "fprop", (x, w), out, windows, b), out, x, w, b)
 
 
 @kernel(conv_weight_gradient, "cupy", when=_suits, bind=True, workspace=_workspace)
 def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
     windows = Windows(strides, pads, dilations)
-    return _or_reference(site, lambda: _made(site, "wgrad", (x, dy), out, windows), out, x, dy)
+    return _or_reference(site, lambda: launched(site, "wgrad", (x, dy), out, windows), out, x, dy)
 
 
 def _transposable(node: Node) -> bool:
@@ -196,7 +77,7 @@ def _(
     windows = Windows(strides, pads, dilations)
 
     def made() -> Launch:
-        run = _made(site, "dgrad", (x, w), out, windows)
+        run = launched(site, "dgrad", (x, w), out, windows)
         if b is None:
             return run
         bias = b.reshape(-1, *[1] * (out.ndim - 2))
@@ -210,11 +91,6 @@ def _(
     return _or_reference(site, made, out, x, w, b)
 
 
-def _first(a: Any) -> Any:
-    """[N, spatial…, C] seen as [N, C, spatial…]."""
-    return a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
-
-
 def _packed(site: Site, w: Any) -> tuple[Any, list[Launch]]:
     """Weights [M, C, kernel…] that lie with channels last, and the copy that puts them there, each time if they change."""
     xp, order = site.xp, (0, *range(2, w.ndim), 1)
@@ -223,9 +99,9 @@ def _packed(site: Site, w: Any) -> tuple[Any, list[Launch]]:
         return xp.ascontiguousarray(w.transpose(order))
 
     if site.is_constant(1):
-        return _first(site.prepacked("channels last", 1, made)), []
+        return first(site.prepacked("channels last", 1, made)), []
     copy = made()
-    return _first(copy), [copier(copy, w.transpose(order))]
+    return first(copy), [copier(copy, w.transpose(order))]
 
 
 def _is_relu(activation: str, alpha: float, beta: float) -> bool:
@@ -258,16 +134,16 @@ def _(
     beta: float,
 ) -> Launch:
     weights, steps = _packed(site, w)
-    windows, operands = Windows(strides, pads, dilations), (_first(x), weights)
-    over = None if residual is None else _first(residual)
+    windows, operands = Windows(strides, pads, dilations), (first(x), weights)
+    over = None if residual is None else first(residual)
     try:
         relu = _is_relu(activation, alpha, beta)
-        steps.append(_made(site, "fprop", operands, _first(out), windows, bias, over, relu))
+        steps.append(launched(site, "fprop", operands, first(out), windows, bias, over, relu))
         bias, residual, activation = None, None, "" if relu else activation
     except DeviceError:
         attrs = {"strides": strides, "pads": pads, "dilations": dilations, "group": group}
-        steps.append(_plain(site, conv, "fprop", operands, _first(out), windows, attrs))
-    return _one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
+        steps.append(_plain(site, conv, "fprop", operands, first(out), windows, attrs))
+    return one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
 
 
 @kernel(OPS["conv_transpose_channels_last"], "cupy", when=_transposable, bind=True, workspace=_workspace)
@@ -290,10 +166,10 @@ def _(
     beta: float,
 ) -> Launch:
     weights, steps = _packed(site, w)
-    windows, operands = Windows(strides, pads, dilations), (_first(x), weights)
+    windows, operands = Windows(strides, pads, dilations), (first(x), weights)
     attrs = {"strides": strides, "pads": pads, "dilations": dilations, "group": group, "output_padding": output_padding}
-    steps.append(_plain(site, conv_transpose, "dgrad", operands, _first(out), windows, attrs))
-    return _one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
+    steps.append(_plain(site, conv_transpose, "dgrad", operands, first(out), windows, attrs))
+    return one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
 
 
 def _weights(node: Node) -> tuple[TensorType, ...]:
@@ -305,10 +181,10 @@ def _weights(node: Node) -> tuple[TensorType, ...]:
 def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
     windows = Windows(strides, pads, dilations)
     attrs = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": group}
-    operands = _first(x), _first(dy)
+    operands = first(x), first(dy)
     last = site.work[1].reshape(out.shape[0], *out.shape[2:], out.shape[1])
-    made = _plain(site, conv_weight_gradient, "wgrad", operands, _first(last), windows, attrs)
-    return _one([made, copier(out, _first(last))])
+    made = _plain(site, conv_weight_gradient, "wgrad", operands, first(last), windows, attrs)
+    return one([made, copier(out, first(last))])
 
 
 def _plain(
@@ -316,28 +192,18 @@ def _plain(
 ) -> Launch:
     """A convolution alone, by cuDNN where it can, else by the reference kernel."""
     try:
-        return _made(site, kind, operands, out, windows)
+        return launched(site, kind, operands, out, windows)
     except DeviceError:
         plain = reference(op)
         assert plain is not None
         # Reference kernels reshape their result, which must not make a copy of it.
         whole = site.xp.empty(out.shape, out.dtype)
-        return _one(
+        return one(
             [
                 functools.partial(plain.run, site.xp, whole, *operands, **attrs),
                 copier(out, whole),
             ]
         )
-
-
-def _one(steps: list[Launch]) -> Launch:
-    """One call of all of these."""
-
-    def run() -> None:
-        for step in steps:
-            step()
-
-    return steps[0] if len(steps) == 1 else run
 
 
 NAMED = {"leaky_relu": ("alpha",), "hard_sigmoid": ("alpha", "beta")}
