@@ -9,6 +9,7 @@ from flamert import ops
 from flamert.dtypes import STANDARD_FLOAT
 from flamert.graph import Graph, Node, TensorType, Value
 from flamert.ops.pointwise import Instruction
+from flamert.passes.pointwise import ordered
 from flamert.rewrite import substitute
 
 ROWS = 32
@@ -127,7 +128,7 @@ class _Group:
 
     def made(self) -> Node:
         """The group as one node."""
-        order = _ordered([s.inputs[0] for s in self.sums], self.taken)
+        order = ordered([v.node for s in self.sums if (v := s.inputs[0]) is not None and v.node in self.taken], set(self.taken))
         inside = {n.outputs[0] for n in order}
         operands = list(dict.fromkeys(v for n in order for v in n.inputs if v is not None and v not in inside))
         operands += [v for s in self.sums if (v := s.inputs[0]) is not None and v not in inside and v not in operands]
@@ -143,21 +144,6 @@ class _Group:
         }
         types = tuple(TensorType(self.shape[-1:], s.types[0].dtype) for s in self.sums)
         return Node(ops.columns, tuple(operands), attrs, types, self.sums[0].source)
-
-
-def _ordered(roots: Sequence[Value | None], taken: dict[Node, None]) -> list[Node]:
-    """What was taken in, operands first."""
-    done: dict[Node, None] = {}
-    stack = [v.node for v in roots if v is not None and v.node in taken]
-    while stack:
-        node = stack[-1]
-        pending = [v.node for v in node.inputs if v is not None and v.node in taken and v.node not in done]
-        if pending:
-            stack.extend(pending)
-            continue
-        stack.pop()
-        done[node] = None
-    return list(done)
 
 
 def _levels(graph: Graph, sums: Sequence[Node]) -> dict[Node, int]:

@@ -81,7 +81,7 @@ class _Walk:
             chain.add(node)
             outside = grown
             pending.extend(v for v in outside if v not in pending)
-        return _ordered(roots, chain)
+        return ordered(roots, chain)
 
 
 def _siblings(walk: _Walk) -> list[list[Node]]:
@@ -110,7 +110,7 @@ def _cone(root: Node, walk: _Walk) -> list[Value]:
     return list(found)
 
 
-def _ordered(roots: Sequence[Node], chain: set[Node]) -> list[Node]:
+def ordered(roots: Sequence[Node], chain: set[Node]) -> list[Node]:
     """Operands first, without recursion."""
     done: dict[Node, None] = {}
     stack = list(reversed(roots))
