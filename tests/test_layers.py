@@ -14,7 +14,7 @@ LOWEST = {"about", "dtypes", "errors", "files", "limits", "graph"}
 OPS = LOWEST | {"rewrite", "ops"}
 RUNTIME = OPS | {"runtime"}
 MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "origin", "model", "profile", "summary"}
-MODEL |= {"adapters", "safetensors", "training_info"}
+MODEL |= {"adapters", "buckets", "safetensors", "training_info"}
 # `importers` sees `exporters` because a model's origin is what saves it.
 ALLOWED = {
     **dict.fromkeys(LOWEST, LOWEST),
@@ -27,6 +27,7 @@ ALLOWED = {
     "feeds": RUNTIME | {"feeds"},
     "differentiate": MODEL,
     "origin": RUNTIME | {"feeds", "origin"},
+    "buckets": RUNTIME | {"feeds", "buckets"},
     "model": MODEL,
     "profile": MODEL,
     "summary": MODEL,
