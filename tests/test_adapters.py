@@ -12,6 +12,7 @@ from flamert import safetensors
 from flamert.adapters import readapt
 from flamert.errors import CheckpointError, InputError
 from tests import training_models as models
+from tests.placed import PLACED
 
 rng = np.random.default_rng(0)
 
@@ -60,7 +61,7 @@ X = floats(3, 2, 6, 5)
 
 
 def adapted(**options):
-    model = fr.load(everything(), device="cpu")
+    model = fr.load(everything(), **PLACED)
     model.add_lora("*", rank=2, alpha=6, **options)
     return model
 
@@ -73,7 +74,7 @@ def moved(model):
 
 
 def test_terms_start_at_nothing_and_merge_to_the_same():
-    plain = fr.load(everything(), device="cpu").run({"x": X})
+    plain = fr.load(everything(), **PLACED).run({"x": X})
     model = adapted()
     assert {n.removesuffix(".lora_A.weight") for n in model.adapted if ".lora_A." in n} == set(NAMES)
     for name, want in plain.items():
@@ -97,7 +98,7 @@ def test_the_file_has_merged_weights(tmp_path):
     saved = onnx.load(tmp_path / "merged.onnx")
     onnx.checker.check_model(saved, full_check=True)
     assert [n.op_type for n in saved.graph.node] == [n.op_type for n in everything().graph.node]
-    for name, array in fr.load(tmp_path / "merged.onnx", device="cpu").run({"x": X}).items():
+    for name, array in fr.load(tmp_path / "merged.onnx", **PLACED).run({"x": X}).items():
         np.testing.assert_allclose(array, want[name], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(model.run({"x": X})["y"], want["y"])
 
@@ -111,14 +112,14 @@ def test_terms_go_to_a_file_and_come_back(tmp_path):
     assert arrays["base_model.model.a.lora_B.weight"].shape == (6, 2)
     assert arrays["base_model.model.stem.lora_A.weight"].shape == (2, 2, 3, 3)
     assert arrays["base_model.model.stem.lora_B.weight"].shape == (4, 2, 1, 1)
-    fresh = fr.load(everything_like(model), device="cpu")
+    fresh = fr.load(everything_like(model), **PLACED)
     assert set(fresh.load_lora(tmp_path / "terms.safetensors")) == set(NAMES)
     np.testing.assert_allclose(fresh.run({"x": X})["y"], want, rtol=1e-5, atol=1e-6)
     fresh.load_lora(tmp_path / "terms.safetensors")
     (tmp_path / "peft").mkdir()
     model.save_lora(tmp_path / "peft")
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["lora_alpha"] == 6
-    fresh = fr.load(everything_like(model), device="cpu")
+    fresh = fr.load(everything_like(model), **PLACED)
     fresh.load_lora(tmp_path / "peft")
     np.testing.assert_allclose(fresh.run({"x": X})["y"], want, rtol=1e-5, atol=1e-6)
 
@@ -138,7 +139,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         write_files(str(tmp_path), {"bad": [safetensors.contents(arrays, {})]})
         return tmp_path / "bad"
 
-    model = fr.load(everything(), device="cpu")
+    model = fr.load(everything(), **PLACED)
     a, b = floats(2, 4), floats(6, 2)
     good = {"base_model.model.a.lora_A.weight": a, "base_model.model.a.lora_B.weight": b}
     for arrays, why in (
@@ -155,11 +156,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing-like-this"):
         model.add_lora("nothing-like-this")
     with pytest.raises(InputError, match="dropout"):
-        fr.load(everything(), device="cpu").add_lora("tied", dropout=0.1)
+        fr.load(everything(), **PLACED).add_lora("tied", dropout=0.1)
 
 
 def test_patterns_fit_names_and_their_ends():
-    model = fr.load(everything(), device="cpu")
+    model = fr.load(everything(), **PLACED)
     assert model.add_lora(["query", "?.weight"]) == ("encoder.query", "a", "b")
     with pytest.raises(InputError, match="already"):
         model.add_lora("query")
@@ -168,7 +169,7 @@ def test_patterns_fit_names_and_their_ends():
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_terms_train_alone(tmp_path, dropout):
     proto = models.perceptron()
-    model = fr.load(proto, device="cpu")
+    model = fr.load(proto, **PLACED)
     model.add_lora(["a", "b"], rank=4, alpha=8, dropout=dropout)
     trainer = fr.Trainer(model, "cross_entropy", fr.optim.AdamW(2e-2))
     assert set(trainer.trainable) == {f"{n}.lora_{f}.weight" for n in "ab" for f in "AB"}
@@ -178,7 +179,7 @@ def test_terms_train_alone(tmp_path, dropout):
     np.testing.assert_array_equal(model.params["a.weight"], before)
     trainer.export(tmp_path / "tuned.onnx")
     x, t = models.rows()[0]
-    tuned = fr.load(tmp_path / "tuned.onnx", device="cpu")
+    tuned = fr.load(tmp_path / "tuned.onnx", **PLACED)
     np.testing.assert_allclose(tuned.run({"x": x})["y"], model.run({"x": x})["y"], rtol=1e-4, atol=1e-5)
     trainer.export_training_graph(tmp_path / "step.onnx", x=x, target=t)
     onnx.checker.check_model(onnx.load(tmp_path / "step.onnx"), full_check=True)
@@ -195,7 +196,7 @@ def test_gradients_are_those_of_the_merged_weight():
 
 
 def test_a_new_head(tmp_path):
-    model = fr.load(everything(), device="cpu")
+    model = fr.load(everything(), **PLACED)
     features = model.run({"x": X}, ["u"])["u"]
     assert model.replace_head("y", 7) == "head"
     assert model.params["head.weight"].shape == (7, 5) and model.params["head.bias"].shape == (7,)
@@ -211,12 +212,12 @@ def test_a_new_head(tmp_path):
     saved.graph.output[1].type.tensor_type.shape.dim[1].Clear()
     onnx.checker.check_model(saved, full_check=True)
     assert len(saved.graph.initializer) == len(everything().graph.initializer)
-    tuned = fr.load(tmp_path / "new.onnx", device="cpu")
+    tuned = fr.load(tmp_path / "new.onnx", **PLACED)
     np.testing.assert_allclose(tuned.run({"x": X})["y"], model.run({"x": X})["y"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_head_goes_with_what_follows_it():
-    model = fr.load(everything(), device="cpu")
+    model = fr.load(everything(), **PLACED)
     model.replace_head("s", 2, name="fresh", init="zeros")
     found = model.run({"x": X})
     assert found["y"].shape == (3, 3) and not found["s"].any() and found["s"].shape == (3, 2)
@@ -249,7 +250,7 @@ def in_parts(shifted):
 
 @pytest.mark.parametrize("shifted", [True, False])
 def test_a_softmax_in_parts_goes_with_the_head(shifted, tmp_path):
-    model = fr.load(in_parts(shifted), device="cpu")
+    model = fr.load(in_parts(shifted), **PLACED)
     assert model.replace_head("y", 3, name="fresh") == "fresh"
     x = floats(2, 6)
     want = x @ model.params["fresh.weight"].T + model.params["fresh.bias"]
@@ -261,7 +262,7 @@ def test_a_softmax_in_parts_goes_with_the_head(shifted, tmp_path):
 def test_division_by_another_sum_is_no_softmax():
     proto = in_parts(False)
     proto.graph.node[2].input[0] = "logits"
-    model = fr.load(proto, device="cpu")
+    model = fr.load(proto, **PLACED)
     model.replace_head("y", 3)
     assert model.params["head.weight"].shape == (4, 3)
 
@@ -300,20 +301,20 @@ def test_weights_that_branches_read_too_get_no_term():
     ends = {"x": (TensorProto.FLOAT, ["N", 4]), "c": (TensorProto.BOOL, [])}
     proto = models.built(nodes, ends, {"y": (TensorProto.FLOAT, ["N", 4])}, {"w": floats(4, 4)})
     with pytest.raises(InputError, match="fits 'w'"):
-        fr.load(proto, device="cpu").add_lora("w")
+        fr.load(proto, **PLACED).add_lora("w")
 
 
 def test_a_head_behind_a_backbone(tmp_path):
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     proto = models.built(nodes, {"x": (TensorProto.FLOAT, ["N", 6])}, {"y": (TensorProto.FLOAT, ["N", 6])}, {})
-    model = fr.load(proto, device="cpu")
+    model = fr.load(proto, **PLACED)
     assert model.replace_head("y", 4) == "head"
     x = floats(2, 6)
     want = np.maximum(x, 0) @ model.params["head.weight"] + model.params["head.bias"]
     np.testing.assert_allclose(model.run({"x": x})["y"], want, rtol=1e-5, atol=1e-6)
     model.save(tmp_path / "headed.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "headed.onnx"), full_check=True)
-    np.testing.assert_allclose(fr.load(tmp_path / "headed.onnx", device="cpu").run({"x": x})["y"], want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(fr.load(tmp_path / "headed.onnx", **PLACED).run({"x": x})["y"], want, rtol=1e-5, atol=1e-6)
     model.add_lora("head")
     assert model.adapted == {"head.lora_A.weight", "head.lora_B.weight", "head.weight", "head.bias"}
     with pytest.raises(InputError, match="'z'"):
@@ -323,10 +324,10 @@ def test_a_head_behind_a_backbone(tmp_path):
 
 
 def test_a_model_gets_the_structure_of_another():
-    model = fr.load(everything(), device="cpu")
+    model = fr.load(everything(), **PLACED)
     model.replace_head("y", 2, name="fresh")
     model.add_lora(["a", "stem"], rank=3, alpha=5)
-    twin = fr.load(everything(), device="cpu")
+    twin = fr.load(everything(), **PLACED)
     readapt(twin, json.loads(json.dumps(model.adaptations)))
     assert set(twin.params) == set(model.params) and twin.adapted == model.adapted and twin.outputs == model.outputs
     for name in model.params:
@@ -334,7 +335,7 @@ def test_a_model_gets_the_structure_of_another():
     np.testing.assert_array_equal(twin.run({"x": X})["y"], model.run({"x": X})["y"])
     model.merge_lora()
     with pytest.raises(CheckpointError, match="merged before"):
-        readapt(fr.load(everything(), device="cpu"), model.adaptations)
+        readapt(fr.load(everything(), **PLACED), model.adaptations)
     for unfit in (
         {"call": "replace_head", "output": "nowhere", "features": 2, "name": "x"},
         {"call": "add_lora", "layers": ["nowhere"], "rank": 1, "alpha": 1, "dropout": 0},
@@ -342,4 +343,4 @@ def test_a_model_gets_the_structure_of_another():
         {"call": "sing"},
     ):
         with pytest.raises(CheckpointError):
-            readapt(fr.load(everything(), device="cpu"), [unfit])
+            readapt(fr.load(everything(), **PLACED), [unfit])

@@ -16,10 +16,11 @@ from flamert import checkpoint, safetensors
 from flamert.errors import CheckpointError, NonFiniteLoss, UnsafeModel
 from flamert.training.data import Batches
 from tests import training_models as models
+from tests.placed import PLACED
 
 
 def trainer_of(proto=None, optimizer=None, **options):
-    model = fr.load(proto or models.perceptron(drops=True), device="cpu")
+    model = fr.load(proto or models.perceptron(drops=True), **PLACED)
     schedule = fr.optim.warmup_cosine(1e-2, 3, 40)
     return fr.Trainer(model, "cross_entropy", optimizer or fr.optim.AdamW(schedule), **options)
 

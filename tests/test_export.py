@@ -17,6 +17,7 @@ from flamert.testing import check_export, check_spelling, imported_back
 from tests import training_models as models
 from tests.cases import CASES
 from tests.elsewhere import ANY, checked
+from tests.placed import PLACED
 from tests.small import perceptron
 
 INEXPRESSIBLE = {"region_peaks"}
@@ -85,7 +86,7 @@ def test_names_constants_and_aliases(tmp_path):
 
 
 def test_nodes_are_named_after_those_they_came_from():
-    model = fr.load(perceptron(), device="cpu")
+    model = fr.load(perceptron(), **PLACED)
     traced = model.trace({"x": np.zeros((2, 6), np.float32)}, ("y",), frozenset(model.params))
     proto = model_proto(Graph(traced.inputs.values(), [traced.values["y"]]), outputs=["y"])
     assert [n.name for n in proto.graph.node] == ["multiply", "shift", "rectify"]
@@ -100,7 +101,7 @@ def test_large_constants(tmp_path, external):
     export_graph(Graph([x], [ops.matmul(x, g.constant(w))]), path, external_data=external)
     assert (tmp_path / "large.onnx.data").exists() == (external is True)
     array = np.ones(64, np.float32)
-    np.testing.assert_allclose(fr.load(path, device="cpu").run({"x": array})["output"], array @ w, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fr.load(path, **PLACED).run({"x": array})["output"], array @ w, rtol=1e-4, atol=1e-4)
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x": array})[0], array @ w, rtol=1e-4, atol=1e-4)
@@ -137,7 +138,7 @@ def test_older_opsets(opset):
 
 @pytest.mark.parametrize("make", [models.perceptron, models.normalized])
 def test_graphs_with_gradients(make):
-    model = fr.load(make(), device="cpu")
+    model = fr.load(make(), **PLACED)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 6) if make is models.perceptron else (4, 2, 5, 5)).astype(np.float32)
     names = [n for n in model.params if n not in model.origin.statistics]
@@ -195,7 +196,7 @@ def test_another_runtime_trains_alike(tmp_path, name, optimizer, steps):
     rng = np.random.default_rng(0)
     batches = [(x := draw(rng), rng.integers(0, 5, len(x))) for _ in range(steps)]
     arguments = {"AdamW": {"lr": 3e-3, "eps": 1e-5}, "SGD": {"lr": 0.05, "momentum": 0.9}}[optimizer]
-    model = fr.load(models.exported(network, batches[0][0]), device="cpu")
+    model = fr.load(models.exported(network, batches[0][0]), **PLACED)
     trainer = fr.Trainer(model, "cross_entropy", getattr(fr.optim, optimizer)(**arguments), clip_norm=1.0)
     trainer.export_training_graph(tmp_path / "step.onnx", x=batches[0][0], target=batches[0][1])
     onnx.checker.check_model(onnx.load(tmp_path / "step.onnx"), full_check=True)

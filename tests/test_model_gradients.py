@@ -7,6 +7,7 @@ import pytest
 import flamert as fr
 from models.fetch import Unavailable, fetch
 from models.inputs import MODELS, make
+from tests.placed import PLACED
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -57,7 +58,7 @@ def test_gradients(name):
         path = str(fetch(name)["model"])
     except Unavailable as error:
         pytest.skip(str(error))
-    model = fr.load(path, device="cpu")
+    model = fr.load(path, **PLACED)
     # A recurrent layer that starts from zeros and takes one step has no use for its recurrent weights: silero's first variant.
     feeds = make(name)[int(name.startswith("silero"))]
     outputs = model.run(feeds)

@@ -10,10 +10,11 @@ from flamert.errors import InputError, NoGradient, NonFiniteLoss, ShapeError
 from flamert.training import plans
 from flamert.training.step import slot
 from tests import training_models as models
+from tests.placed import PLACED
 
 
 def trainer_of(proto=None, loss="cross_entropy", optimizer=None, **options):
-    model = fr.load(proto or models.perceptron(), device="cpu")
+    model = fr.load(proto or models.perceptron(), **PLACED)
     return fr.Trainer(model, loss, optimizer or fr.optim.AdamW(1e-2), **options)
 
 
@@ -63,7 +64,7 @@ def test_the_model_has_the_trained_weights(tmp_path):
     assert all((model.params[n] != a).any() for n, a in before.items())
     assert not np.allclose(model.run({"x": x})["y"], first)
     model.save(tmp_path / "tuned.onnx")
-    again = fr.load(tmp_path / "tuned.onnx", device="cpu")
+    again = fr.load(tmp_path / "tuned.onnx", **PLACED)
     np.testing.assert_array_equal(again.run({"x": x})["y"], model.run({"x": x})["y"])
     model.params["a.weight"] = before["a.weight"]
     trainer.step(x, t)
@@ -162,7 +163,7 @@ def test_moving_averages(tmp_path):
     after = trainer.model.params["b.bias"]
     np.testing.assert_allclose(trainer.weights(averaged=True)["b.bias"], (start + after) / 2, rtol=1e-6)
     trainer.export(tmp_path / "average.onnx")
-    exported = fr.load(tmp_path / "average.onnx", device="cpu")
+    exported = fr.load(tmp_path / "average.onnx", **PLACED)
     np.testing.assert_allclose(exported.params["b.bias"], (start + after) / 2, rtol=1e-6)
     expected = fr.losses.CrossEntropy()
     assert trainer.evaluate([(x, t)])["loss"] == pytest.approx(_cross_entropy(exported.run({"x": x})["y"], t), rel=1e-5)

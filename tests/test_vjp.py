@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 import flamert as fr
 from flamert import ops
 from tests import small
+from tests.placed import PLACED
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 rng = np.random.default_rng(5)
@@ -29,7 +30,7 @@ def subgraph(nodes, inputs, outputs, initializers=None):
 
 
 def load(*args, **kwargs):
-    return fr.load(small.model(*args, **kwargs), device="cpu")
+    return fr.load(small.model(*args, **kwargs), **PLACED)
 
 
 def differences(model, feeds, cotangents, name, step=1e-2):
@@ -68,7 +69,7 @@ def check(model, feeds, names, cotangents=None):
 
 
 def test_all_floating_by_default_and_intermediates_by_name():
-    model = fr.load(small.perceptron(), device="cpu")
+    model = fr.load(small.perceptron(), **PLACED)
     x, dy = f32(3, 6), f32(3, 8)
     outputs, gradients = model.vjp({"x": x}, {"y": dy})
     assert gradients.keys() == {"x", "W", "b"}
@@ -83,7 +84,7 @@ def test_all_floating_by_default_and_intermediates_by_name():
 
 
 def test_cotangents_of_intermediates_add_up():
-    model = fr.load(small.perceptron(), device="cpu")
+    model = fr.load(small.perceptron(), **PLACED)
     x, dy, ds = f32(3, 6), f32(3, 8), f32(3, 8)
     outputs, both = model.vjp({"x": x}, {"y": dy, "sum": ds}, wrt=["x"])
     assert outputs.keys() == {"y", "sum"}
@@ -106,7 +107,7 @@ def test_what_is_not_reached_has_gradient_zero():
 
 
 def test_names_and_types_that_there_are_not():
-    model = fr.load(small.reshaped(), device="cpu")
+    model = fr.load(small.reshaped(), **PLACED)
     feeds = {"x": f32(2, 6), "shape": np.array([3, 4])}
     with pytest.raises(fr.errors.FlamertError, match="nothing"):
         model.vjp(feeds, {"y": f32(3, 4)}, wrt=["nothing"])
@@ -119,7 +120,7 @@ def test_names_and_types_that_there_are_not():
 
 
 def test_integer_inputs_that_fix_shapes():
-    model = fr.load(small.reshaped(), device="cpu")
+    model = fr.load(small.reshaped(), **PLACED)
     for shape in ([3, 4], [12], [2, 2, 3]):
         dy = f32(*shape)
         outputs, gradients = model.vjp({"x": f32(2, 6), "shape": np.array(shape)}, {"y": dy})
@@ -138,7 +139,7 @@ def test_weights_that_fix_shapes():
 
 
 def test_value_and_grad():
-    model = fr.load(small.perceptron(), device="cpu")
+    model = fr.load(small.perceptron(), **PLACED)
 
     def loss(outputs, targets):
         error = outputs["y"] - targets["t"]
@@ -321,7 +322,7 @@ def hidden():
 
 
 def test_weights_in_constants_branches_and_functions(tmp_path):
-    model = fr.load(hidden(), device="cpu")
+    model = fr.load(hidden(), **PLACED)
     assert set(model.params) == {"c", "w", "If-chosen.then_branch.w", "by"}
     for flag in (True, False):
         feeds = {"x": f32(2), "flag": np.array(flag)}
@@ -330,7 +331,7 @@ def test_weights_in_constants_branches_and_functions(tmp_path):
     for name in list(model.params):
         model.params[name] = f32(2)
     model.save(tmp_path / "model.onnx")
-    again = fr.load(tmp_path / "model.onnx", device="cpu")
+    again = fr.load(tmp_path / "model.onnx", **PLACED)
     for name, array in model.params.items():
         np.testing.assert_array_equal(again.params[name], array)
     for flag in (True, False):
@@ -343,7 +344,7 @@ def test_a_function_called_twice_sums_its_weights_gradients():
     del proto.graph.node[-1]
     for a, b in (("q", "r"), ("r", "y")):
         proto.graph.node.append(helper.make_node("Shift", [a], [b], domain="local"))
-    model = fr.load(proto, device="cpu")
+    model = fr.load(proto, **PLACED)
     _, gradients = model.vjp({"x": f32(2), "flag": np.array(True)}, {"y": np.ones(2, np.float32)}, wrt=["by"])
     assert gradients["by"].tolist() == [2, 2]
 
@@ -354,7 +355,7 @@ def test_a_function_called_twice_sums_its_weights_gradients():
 def differentiated(nodes, inputs, outputs, initializers=None):
     proto = small.model(nodes, inputs, outputs, initializers)
     proto.opset_import.append(helper.make_opsetid("ai.onnx.preview.training", 1))
-    return fr.load(proto, device="cpu")
+    return fr.load(proto, **PLACED)
 
 
 def gradient(inputs, outputs, **attrs):
