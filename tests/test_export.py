@@ -193,9 +193,12 @@ def test_another_runtime_trains_alike(tmp_path, name, optimizer, steps):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("torch")
     network, draw = bert() if name == "bert" else models.torch_networks()[name]
-    rng = np.random.default_rng(0)
-    batches = [(x := draw(rng), rng.integers(0, 5, len(x))) for _ in range(steps)]
     arguments = {"AdamW": {"lr": 3e-3, "eps": 1e-5}, "SGD": {"lr": 0.05, "momentum": 0.9}}[optimizer]
+    if name == "bert":  # smooth but for its ReLUs, of which it has none, and slow in float64
+        rng = np.random.default_rng(0)
+        batches = [(x := draw(rng), rng.integers(0, 5, len(x))) for _ in range(steps)]
+    else:
+        batches = models.steady(network, draw, optimizer, arguments, steps, close=steps)
     model = fr.load(models.exported(network, batches[0][0]), **PLACED)
     trainer = fr.Trainer(model, "cross_entropy", getattr(fr.optim, optimizer)(**arguments), clip_norm=1.0)
     trainer.export_training_graph(tmp_path / "step.onnx", x=batches[0][0], target=batches[0][1])

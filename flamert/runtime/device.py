@@ -39,6 +39,8 @@ class Device:
     """Whether calls can be recorded and replayed as one; see capture.py."""
     tunes = False
     """Whether a plan that is called often is worth making again, with kernels that cost more to set up."""
+    allow_tf32: bool | None = False
+    """Whether products of float32 may round their operands to TF32; None: those of convolutions only."""
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory for an arena. Raises MemoryError."""
@@ -77,6 +79,9 @@ class Device:
             if keeper.device.name == self.name:
                 keeper.drop()
         gc.collect()
+
+    def trim(self) -> None:
+        """Give back memory that nothing uses, which allocators keep."""
 
     def room(self) -> tuple[int, int]:
         """Bytes of memory that are free, and that there are."""
@@ -184,6 +189,10 @@ class Cuda(Device):
         with self.xp.cuda.Device(self.index) as here:
             here.synchronize()
             super().reclaim()
+            self.trim()
+
+    def trim(self) -> None:
+        with self.xp.cuda.Device(self.index):
             self.xp.get_default_memory_pool().free_all_blocks()
 
     def room(self) -> tuple[int, int]:

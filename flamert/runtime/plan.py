@@ -117,6 +117,8 @@ class Plan:
         arena = self._arena()
         arena.bound[self] = self._bind(arena.memory)
         self._arenas.give(arena)
+        if hot:
+            device.trim()  # kernels were chosen by trying them, on memory of their own
 
     def __call__(self, *inputs: Any) -> list[Any]:
         arena = self._arena()

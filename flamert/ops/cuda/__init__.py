@@ -15,6 +15,7 @@ from flamert.ops.cuda import (
     rows,
     scatter,
     shape,
+    sums,
     totals,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "rows",
     "scatter",
     "shape",
+    "sums",
     "totals",
 ]

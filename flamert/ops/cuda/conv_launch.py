@@ -71,7 +71,9 @@ def launched(
             return launch
 
         tried = sound([under(i) for i in built.candidates], lambda: result.astype(xp.float32), xp)
-        return str(built.candidates[tried[fastest([under(built.candidates[i]) for i in tried])]])
+        # Times differ from process to process, and engines in the order of their sums.
+        first = 0 if device.deterministic else fastest([under(built.candidates[i]) for i in tried])
+        return str(built.candidates[tried[first]])
 
     run = built.launch(given, out, site.work[0], stream)
     built.take(int(choices("cudnn", version(), device.index).find(built.key, measured)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,32 +24,47 @@ ALIGNMENT = 16
 TYPES = frozenset({dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64})
 
 
-def _suits(node: Node) -> bool:
+def suits(node: Node) -> bool:
+    """Whether cuBLASLt has such a product."""
     a, b = node.inputs[:2]
     assert a is not None and b is not None
     return a.dtype in TYPES and node.types[0].size > 0 and a.shape[-1] > 0
 
 
-def _workspace(node: Node) -> tuple[TensorType, ...]:
+def scratch(node: Node) -> tuple[TensorType, ...]:
+    """cuBLASLt's own memory."""
     return (TensorType((WORKSPACE_BYTES,), dtypes.uint8),)
+
+
+TURNED_BYTES = 128 << 20
+"""The largest operand that is turned before a product, where that is faster."""
+
+
+def _tuned_workspace(node: Node) -> tuple[TensorType, ...]:
+    """And room for the smaller operand, where it may be turned."""
+    a, b = node.inputs[:2]
+    assert a is not None and b is not None
+    smaller = min(a.type, b.type, key=lambda t: t.size)
+    turnable = b.rank == 2 and a.dtype == dtypes.float32 and smaller.rank > 1 and smaller.nbytes <= TURNED_BYTES
+    return (*scratch(node), TensorType((smaller.size if turnable else 0,), dtypes.float32))
 
 
 def _biased(node: Node) -> bool:
     """Whether this is a product and a bias, and no more."""
     bias = node.inputs[2] if len(node.inputs) == 3 else None
     plain = not node.attrs["activation"] and bias is not None
-    return plain and node.types[0].dtype != dtypes.float64 and _suits(node)
+    return plain and node.types[0].dtype != dtypes.float64 and suits(node)
 
 
-for _op, _when in ((matmul, _suits), (linear, _biased)):
+for _op, _when in ((matmul, suits), (linear, _biased)):
 
-    @kernel(_op, "cupy", when=_when, bind=True, workspace=_workspace)
+    @kernel(_op, "cupy", when=_when, bind=True, workspace=scratch)
     def _(site: Site, out: Any, *operands: Any, **_: Any) -> Callable[[], None]:
         return _bound(site, out, *operands)
 
-    @kernel(_op, "cupy", when=_when, bind=True, workspace=_workspace, hot=True)
+    @kernel(_op, "cupy", when=_when, bind=True, workspace=_tuned_workspace, hot=True)
     def _(site: Site, out: Any, *operands: Any, **_: Any) -> Callable[[], None]:
-        """With the fastest of several algorithms."""
+        """With the fastest of several algorithms, of operands as they lie or one of them turned."""
         return _bound(site, out, *operands, tuned=True)
 
 
@@ -65,46 +80,93 @@ def _bound(site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, tuned: boo
         # One matrix for all: the batch is just more rows.
         a, b, out, batch = a.reshape(-1, a.shape[-1]), b[(0,) * len(batch)], out.reshape(-1, out.shape[-1]), ()
     copies: list[Callable[[], Any]] = []
-    a, b = (_multipliable(m, xp, copies) for m in (a, b))
+    a, b = (multipliable(m, xp, copies) for m in (a, b))
     if bias is not None and (bias.strides[0] != bias.itemsize or bias.data.ptr % ALIGNMENT):
         dense = xp.empty(bias.shape, bias.dtype)
         copies.append(copier(dense, bias))
         bias = dense
-    product = _product(a, b, math.prod(batch), out.dtype, site.device, bias)
-    work = site.work[0].data.ptr
-    current = xp.cuda.get_current_stream
 
-    def run() -> None:
-        for copy in copies:
-            copy()
-        product(a.data.ptr, b.data.ptr, out.data.ptr, work, current().ptr)
+    def way(operands: tuple[Any, Any], *before: Callable[[], Any]) -> Way:
+        product = product_of(*operands, math.prod(batch), out.dtype, site.device, bias)
+        return Way.of(site, product, operands, out, (*copies, *before))
 
-    if tuned:
-        _tune(product, run)
-    return run
+    ways = [way((a, b))]
+    # Times differ from process to process, and algorithms in the order of their sums.
+    if not tuned or site.device.deterministic:
+        return ways[0].run
+    turned = _turned(site, a, b) if ways[0].product.tf32 and not batch else None
+    if turned is not None:
+        ways.append(way(*turned))
+    return fastest_way(ways)
 
 
-def _product(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any) -> Product:
+class Way(NamedTuple):
+    """One way to a product: with these operands, and what makes them first."""
+
+    product: Product
+    run: Callable[[], None]
+
+    @staticmethod
+    def of(site: Site, product: Product, operands: Sequence[Any], out: Any, before: Sequence[Callable[[], Any]]) -> Way:
+        """On these arrays, after these calls."""
+        (a, b), work = operands, site.work[0]
+        current = site.xp.cuda.get_current_stream
+
+        def run() -> None:
+            for call in before:
+                call()
+            product(a.data.ptr, b.data.ptr, out.data.ptr, work.data.ptr, current().ptr)
+
+        return Way(product, run)
+
+
+def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], Any]] | None:
+    """The operands with the smaller one turned so that the summed axis is innermost, and the call that turns it.
+
+    Tensor cores read float32 so; what lies otherwise passes through registers. None where that is no gain, or no room is left.
+    """
+    side = int(b.size < a.size)
+    operands = [a, b]
+    summed = (-1, -2)[side]
+    x = operands[side]
+    if site.work[1].size != x.size or x.strides[summed] == x.itemsize or x.shape[summed] * x.itemsize % ALIGNMENT:
+        return None
+    buffer = site.work[1].reshape(x.shape if side == 0 else x.shape[::-1])
+    operands[side] = buffer if side == 0 else buffer.T
+    return (operands[0], operands[1]), copier(operands[side], x)
+
+
+def product_of(
+    a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any = None, sums: tuple[int, Any] | None = None
+) -> Product:
+    """The product of two arrays as they lie, in TF32 where the device may. sums: a side and an array, as Product has it."""
     tf32 = bool(device.allow_tf32) and dtype == dtypes.float32
     at = None if bias is None else bias.data.ptr
-    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index, bias=at)
+    line = None if sums is None else (sums[0], sums[1].data.ptr)
+    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index, bias=at, sums=line)
 
 
-def _tune(product: Product, run: Callable[[], None]) -> None:
-    """Let a product have the fastest algorithm for it, measured now or before."""
+def fastest_way(ways: Sequence[Way]) -> Callable[[], None]:
+    """The fastest way with the fastest algorithm for it, measured now or before."""
 
     def measured() -> str:
-        def under(algorithm: Any) -> Callable[[], None]:
+        def under(way: Way, algorithm: Any) -> Callable[[], None]:
             def launch() -> None:
-                product.algorithm = algorithm
-                run()
+                way.product.algorithm = algorithm
+                way.run()
 
             return launch
 
-        product.algorithm = product.candidates[fastest([under(c) for c in product.candidates])]
-        return product.choice
+        tried = [(i, algorithm) for i, way in enumerate(ways) for algorithm in way.product.candidates]
+        i, algorithm = tried[fastest([under(ways[i], algorithm) for i, algorithm in tried])]
+        ways[i].product.algorithm = algorithm
+        return f"{i} {ways[i].product.choice}"
 
-    product.recall(choices("cublaslt", version(), product.device).find(product.key, measured))
+    key = " or ".join([way.product.key for way in ways])
+    number, algorithm = choices("cublaslt", version(), ways[0].product.device).find(key, measured).split()
+    way = ways[int(number)]
+    way.product.recall(algorithm)
+    return way.run
 
 
 def _rows_merge(a: Any) -> bool:
@@ -117,7 +179,7 @@ def _rows_merge(a: Any) -> bool:
     return a.strides[-1] == a.itemsize
 
 
-def _multipliable(m: Any, xp: Any, copies: list[Callable[[], Any]]) -> Any:
+def multipliable(m: Any, xp: Any, copies: list[Callable[[], Any]]) -> Any:
     """m itself where matrices lie evenly and one of their axes is dense, else a buffer that is filled from it each time."""
     if _dense(m, -1, -2) or _dense(m, -2, -1):
         steps = [(d, s) for d, s in zip(m.shape[:-2], m.strides[:-2], strict=True) if d != 1]

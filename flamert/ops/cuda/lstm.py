@@ -38,14 +38,14 @@ def _plain(node: Node) -> bool:
 
 def multiplier(site: Site, a: Any, b: Any, out: Any, tuned: bool) -> Multiply:
     """multiply(a, b, out) → the call of a product of matrices that lie like these. tuned: the fastest of several."""
-    product = linear._product(a, b, 1, out.dtype, site.device, None)
+    product = linear.product_of(a, b, 1, out.dtype, site.device)
     work, current = site.work[0].data.ptr, site.xp.cuda.get_current_stream
 
     def multiply(a: Any, b: Any, out: Any) -> Call:
         return lambda: product(a.data.ptr, b.data.ptr, out.data.ptr, work, current().ptr)
 
-    if tuned:
-        linear._tune(product, multiply(a, b, out))
+    if tuned and not site.device.deterministic:
+        linear.fastest_way([linear.Way(product, multiply(a, b, out))])
     return multiply
 
 

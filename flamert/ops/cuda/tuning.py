@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
@@ -10,8 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flamert.about import VERSION
-from flamert.errors import FlamertError
-from flamert.files import write_files
 
 REPEATS = 5
 """Turns in which those that came close are timed again."""
@@ -33,37 +30,44 @@ def folder() -> str:
 
 
 class Choices:
-    """Choices by what they were made for. The file is written at exit, whole; one that cannot be read counts as empty."""
+    """Choices by what they were made for, a line of a file each. A line is added as soon as its choice is made: processes that
+    are killed lose nothing, and those that share a file add to it. Lines that cannot be read do not count.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.made: dict[str, str] = {}
-        self.fresh = False
         try:
-            with open(path, encoding="utf-8") as file:
-                found = json.load(file)
-            self.made = {str(k): str(v) for k, v in found.items()}
-        except (OSError, ValueError, AttributeError):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    self._take(line)
+        except OSError:
             self.made = {}
-        atexit.register(self.write)
+
+    def _take(self, line: str) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(found, list) and len(found) == 2:
+            self.made[str(found[0])] = str(found[1])
 
     def find(self, key: str, make: Callable[[], str]) -> str:
         """What was chosen for this key, or `make()`."""
         if key not in self.made:
             self.made[key] = make()
-            self.fresh = True
+            self._add(key)
         return self.made[key]
 
-    def write(self) -> None:
-        """Write what is new. A folder that cannot be written costs the next process time, and nothing else."""
-        if self.fresh:
-            try:
-                where, name = os.path.split(os.path.abspath(self.path))
-                os.makedirs(where, exist_ok=True)
-                write_files(where, {name: [json.dumps(self.made).encode()]})
-                self.fresh = False
-            except (OSError, FlamertError):
-                return
+    def _add(self, key: str) -> None:
+        """Write one choice down. A folder that cannot be written costs the next process time, and nothing else."""
+        line = json.dumps([key, self.made[key]])
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n")  # a line that somebody was killed over is not continued
+        except OSError:
+            return
 
 
 @functools.cache
@@ -74,7 +78,7 @@ def choices(library: str, version: int, device: int) -> Choices:
     properties = cupy.cuda.runtime.getDeviceProperties(device)
     kind = properties["name"].decode().replace(" ", "-")
     driver = cupy.cuda.runtime.driverGetVersion()
-    return Choices(os.path.join(folder(), f"{library}-{version}-{kind}-{driver}-{VERSION}.json"))
+    return Choices(os.path.join(folder(), f"{library}-{version}-{kind}-{driver}-{VERSION}.jsonl"))
 
 
 def sound(candidates: Sequence[Callable[[], Any]], result: Callable[[], Any], xp: Any) -> list[int]:
