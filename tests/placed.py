@@ -1,4 +1,4 @@
-"""Where tests of training run: $FLAMERT_DEVICE, the CPU if it says nothing. On GPUs float32 is not TF32, sums keep their order."""
+"""Where tests of training run: $FLAMERT_DEVICE, else the CPU. On GPUs float32 is not TF32 there, and sums keep their order."""
 
 import os
 

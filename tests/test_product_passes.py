@@ -14,7 +14,6 @@ from flamert.passes.heads import lay_heads
 from flamert.passes.parts import join_parts
 from flamert.passes.products import lay_weights, merge_products, scale_products, take_biases, turn_products
 from flamert.passes.simplify import simplify
-from flamert.passes.sums import sum_in_products
 from flamert.passes.views import settle_views
 from tests.test_passes import count, graph_of
 
@@ -203,69 +202,6 @@ def test_without_islands_weights_and_tables_are_halves():
     graph, _ = graph_of(build, np.zeros(3, np.int64))
     types = [n.types[0].dtype for n in autocast(graph, dtypes.float16, islands=False).nodes if n.op is ops.add]
     assert types == [dtypes.float16, F32]
-
-
-def always(node):
-    return True
-
-
-def layer_gradients(transposed):
-    """Of a layer's weights, one way round or the other, and of its bias, which is added up over two axes."""
-
-    def build(x, dy):
-        rows, flow = ops.reshape(x, shape=(6, 4)), ops.reshape(dy, shape=(6, 8))
-        left, right = (flow, rows) if transposed else (rows, flow)
-        weights = ops.matmul(ops.transpose(left, perm=(1, 0)), right)
-        return weights, ops.reduce_sum(dy, axes=(0, 1), keepdims=False)
-
-    return graph_of(build, (2, 3, 4), (2, 3, 8))
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_gradients_of_weights_and_bias_are_one_product(transposed):
-    graph, arrays = layer_gradients(transposed)
-    after = sum_in_products(graph, always)
-    [product] = [n for n in after.nodes if n.op is ops.product_and_sums]
-    assert product.attrs["side"] == (0 if transposed else 1) and "reduce_sum" not in count(after)
-    same_values(graph, after, arrays)
-
-
-def test_sums_are_found_through_views_of_the_axes_that_go():
-    def build(x, dy):
-        turned = ops.reshape(ops.transpose(dy, perm=(2, 1, 0)), shape=(8, 6))
-        weights = ops.matmul(turned, ops.reshape(ops.transpose(x, perm=(1, 0, 2)), shape=(6, 4)))
-        bias = ops.reduce_sum(ops.reshape(ops.transpose(dy, perm=(1, 0, 2)), shape=(6, 8)), axes=(0,), keepdims=True)
-        return weights, bias
-
-    graph, arrays = graph_of(build, (2, 3, 4), (2, 3, 8))
-    after = sum_in_products(graph, always)
-    assert count(after)["product_and_sums"] == 1
-    same_values(graph, after, arrays)
-
-
-def test_sums_that_the_product_needs_stay_outside():
-    def build(x, dy):
-        bias = ops.reduce_sum(dy, axes=(0,), keepdims=True)
-        return ops.matmul(ops.transpose(x, perm=(1, 0)) + ops.reduce_sum(bias, axes=(0, 1), keepdims=True), dy), bias
-
-    graph, arrays = graph_of(build, (6, 4), (6, 8))
-    after = sum_in_products(graph, always)
-    assert "product_and_sums" not in count(after)
-    same_values(graph, after, arrays)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda x, dy: (ops.matmul(ops.transpose(x, perm=(1, 0)), dy), ops.reduce_sum(dy, axes=(1,), keepdims=False)),
-        lambda x, dy: (ops.matmul(ops.transpose(x, perm=(1, 0)), dy), ops.reduce_sum(ops.reshape(dy, shape=(8, 6)), axes=(0,))),
-    ],
-)
-def test_other_sums_are_left_alone(build):
-    graph, arrays = graph_of(build, (6, 4), (6, 8))
-    after = sum_in_products(graph, always)
-    assert "product_and_sums" not in count(after)
-    same_values(graph, after, arrays)
 
 
 def test_constant_matrices_lie_as_tensor_cores_read_them():

@@ -34,11 +34,3 @@ def linear(
     if bias is not None:
         y = y + bias
     return activate(y if residual is None else y + residual, activation, alpha, beta)
-
-
-@composite
-def product_and_sums(a: Any, b: Any, *, side: int) -> Any:
-    """a · b, and the sums of one of the two along the axis that is multiplied away: of a's rows [M], or with side 1 of b's
-    columns [N]. a: [M, K], b: [K, N], floating, of one type. Weights and bias of a layer get their gradients so.
-    """
-    return ops["matmul"](a, b), ops["reduce_sum"]((a, b)[side], axes=(1 - side,), keepdims=False)

@@ -32,7 +32,6 @@ from flamert.passes.repeat import repeat_free
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
 from flamert.passes.straighten import straighten
-from flamert.passes.sums import sum_in_products
 from flamert.passes.views import settle_views
 from flamert.runtime.device import Device
 from flamert.runtime.plan import decompose
@@ -161,12 +160,7 @@ def _into_products(backend: str) -> tuple[Pass, ...]:
     """What products on a GPU do besides."""
     if backend == "numpy":
         return ()
-    return take_biases, merge_products, partial(sum_in_products, eligible=_summing)
-
-
-def _summing(node: Node) -> bool:
-    """Whether a product that sums has a kernel."""
-    return node.op.kernel_for(node, "cupy", hot=True) is not None
+    return take_biases, merge_products
 
 
 def _around_products(backend: str) -> tuple[Pass, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from flamert.ops.fused import ACTIVATIONS
 from flamert.ops.pointwise import Instruction
 from flamert.testing import Case
-from tests.cases.elementwise import FLOATS, f32
+from tests.cases.elementwise import f32
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 FUNCTIONS = {
@@ -30,10 +30,6 @@ def linear(x, w, bias=None, residual=None, *, activation="", alpha=0.0, beta=0.0
     y = x @ w
     y = y if bias is None else y + bias
     return FUNCTIONS[activation](y if residual is None else y + residual, alpha, beta)
-
-
-def product_and_sums(a, b, *, side):
-    return a @ b, (a.sum(1), b.sum(0))[side]
 
 
 def conv(x, w, bias=None, residual=None, *, strides, pads, dilations, group=1, activation="", alpha=0.0, beta=0.0):
@@ -112,11 +108,6 @@ CASES = [
         for p, q in [PARAMETERS.get(a, (0.0, 0.0))]
     ],
     Case("linear", [f32(4, 5), f32(5, 6)], {}, linear),
-    *[
-        Case("product_and_sums", [f32(m, k), f32(k, n)], {"side": side}, product_and_sums, FLOATS)
-        for m, k, n in [(3, 5, 4), (40, 12, 64), (1, 7, 1)]
-        for side in (0, 1)
-    ],
     Case("conv_channels_last", [f32(2, 6, 7, 3), f32(8, 3, 3, 3), f32(8)], attrs(), conv, constants=(1,)),
     Case(
         "conv_channels_last",

@@ -15,7 +15,6 @@ from flamert.ops.cuda import (
     rows,
     scatter,
     shape,
-    sums,
     totals,
 )
 
@@ -34,6 +33,5 @@ __all__ = [
     "rows",
     "scatter",
     "shape",
-    "sums",
     "totals",
 ]

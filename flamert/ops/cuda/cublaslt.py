@@ -19,7 +19,7 @@ CANDIDATES = 16
 _TYPES = {dtypes.float32: 0, dtypes.float64: 1, dtypes.float16: 2, dtypes.bfloat16: 14}  # cudaDataType
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 _TRANSA, _TRANSB, _EPILOGUE, _BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
-_WITH_BIAS, _SUMS_OF_FIRST, _SUMS_OF_SECOND = 4, 256, 512  # cublasLtEpilogue_t
+_WITH_BIAS = 4  # cublasLtEpilogue_t
 _BATCH_COUNT, _BATCH_STRIDE = 5, 6  # cublasLtMatrixLayoutAttribute_t
 _MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
 
@@ -76,27 +76,15 @@ class Product:
     """D[b] = A[b] · B[b] + bias for b < batch, with D row-major and contiguous. Built once; calling it only launches.
 
     dtype: of all; halves accumulate in float32. tf32: let float32 products round their operands to TF32. bias: the address of
-    one number for each column of D, where there is a bias. sums: a side and an address, where A's rows (side 0) or B's columns
-    (side 1) are to be added up, along the axis that is multiplied away.
+    one number for each column of D, where there is a bias.
     """
 
     def __init__(
-        self,
-        a: Matrix,
-        b: Matrix,
-        batch: int,
-        dtype: np.dtype,
-        *,
-        tf32: bool,
-        device: int,
-        bias: int | None = None,
-        sums: tuple[int, int] | None = None,
+        self, a: Matrix, b: Matrix, batch: int, dtype: np.dtype, *, tf32: bool, device: int, bias: int | None = None
     ) -> None:
         self._lib = _library()
         self.device, self.tf32 = device, tf32
-        more = [] if bias is None else ["bias"]
-        more += [] if sums is None else [f"sums {sums[0]}"]
-        self.key = repr((a, b, batch, dtype.name, tf32, *more))
+        self.key = repr((a, b, batch, dtype.name, tf32, *([] if bias is None else ["bias"])))
         kind = _TYPES[dtype]
         double = dtype == dtypes.float64
         compute = _COMPUTE_64F if double else _COMPUTE_TF32 if tf32 and dtype == dtypes.float32 else _COMPUTE_32F
@@ -109,9 +97,8 @@ class Product:
         self._set("MatmulDesc", self._desc, _TRANSB, ctypes.c_int32(a.transposed))
         if bias is not None:
             # Columns of D are what cuBLASLt calls rows, to each of which it adds one number.
-            self._epilogue(_WITH_BIAS, bias)
-        if sums is not None:
-            self._epilogue((_SUMS_OF_SECOND, _SUMS_OF_FIRST)[sums[0]], sums[1])
+            self._set("MatmulDesc", self._desc, _EPILOGUE, ctypes.c_int32(_WITH_BIAS))
+            self._set("MatmulDesc", self._desc, _BIAS, ctypes.c_uint64(bias))
         self._a = self._layout(kind, b, batch)
         self._b = self._layout(kind, a, batch)
         self._d = self._layout(kind, Matrix(a.rows, b.columns, b.columns, False, a.rows * b.columns), batch)
@@ -121,10 +108,6 @@ class Product:
     def _set(self, kind: str, where: ctypes.c_void_p, key: int, value: Any) -> None:
         setter = getattr(self._lib, f"cublasLt{kind}SetAttribute")
         _check(setter(where, key, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))), f"attribute {key}")
-
-    def _epilogue(self, kind: int, address: int) -> None:
-        self._set("MatmulDesc", self._desc, _EPILOGUE, ctypes.c_int32(kind))
-        self._set("MatmulDesc", self._desc, _BIAS, ctypes.c_uint64(address))
 
     def _layout(self, kind: int, m: Matrix, batch: int) -> ctypes.c_void_p:
         """The column-major view of a row-major operand as it lies in memory."""

@@ -136,14 +136,11 @@ def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], A
     return (operands[0], operands[1]), copier(operands[side], x)
 
 
-def product_of(
-    a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any = None, sums: tuple[int, Any] | None = None
-) -> Product:
-    """The product of two arrays as they lie, in TF32 where the device may. sums: a side and an array, as Product has it."""
+def product_of(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any = None) -> Product:
+    """The product of two arrays as they lie, in TF32 where the device may."""
     tf32 = bool(device.allow_tf32) and dtype == dtypes.float32
     at = None if bias is None else bias.data.ptr
-    line = None if sums is None else (sums[0], sums[1].data.ptr)
-    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index, bias=at, sums=line)
+    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index, bias=at)
 
 
 def fastest_way(ways: Sequence[Way]) -> Callable[[], None]:
