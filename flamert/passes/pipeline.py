@@ -21,6 +21,7 @@ from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
+from flamert.passes.layers import merge_layers
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
 from flamert.passes.parts import join_parts
@@ -88,6 +89,8 @@ def lower(graph: Graph, to: np.dtype | None, device: Device, cache: dict[Any, An
         passes += [multiply_patches, align_products, straighten]
     if to is not None:
         passes.append(partial(autocast, to=to))
+    if device.backend == "cupy":
+        passes.append(merge_layers)
     for apply in passes:
         graph = apply(graph)
     return graph
