@@ -16,7 +16,7 @@ from flamert.passes.affine import fold_affine
 from flamert.passes.autocast import autocast, widen
 from flamert.passes.casts import cast_together
 from flamert.passes.columns import fuse_columns
-from flamert.passes.cross_entropy import losses_by_rows, narrow_losses
+from flamert.passes.cross_entropy import losses_by_rows, narrow_losses, widen_losses
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
@@ -61,7 +61,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         simplify,
         turn_products,
         _epilogues(device.backend),
-        *([] if device.backend == "numpy" else [take_biases, merge_products]),
+        *([] if device.backend == "numpy" else [take_biases, merge_products, widen_losses]),
         *_fusion(device.backend),
         folding,
         deduplicate,
