@@ -219,6 +219,17 @@ def _moments(walk: _Walk, node: Node) -> Result:
     return ops.moments(walk.last(x), axes=tuple(sorted(_moved(a % x.rank, x.rank) for a in node.attrs["axes"])))
 
 
+def _group_sums(walk: _Walk, node: Node) -> Result:
+    """Sums over groups of channels: [N, G] or [N, C] each."""
+    x = node.inputs[-1] if len(node.inputs) == 1 else node.inputs[1]
+    if not walk.follows(x) or node.attrs["axis"] != 1:
+        return None
+    images = [walk.last(v) for v in node.inputs[:2] if v is not None]
+    others = [walk.first(v) for v in node.inputs[2:] if v is not None]
+    made = node.op(*images, *others, **{**node.attrs, "axis": images[0].rank - 1})
+    return tuple([Flat(v) for v in made])
+
+
 def _batch_norm(walk: _Walk, node: Node) -> Result:
     """As arithmetic on elements, which is fused with what surrounds it; of halves in float32."""
     x, *channels = node.inputs
@@ -318,6 +329,7 @@ HANDLERS: dict[str, Callable[[_Walk, Node], Result]] = {
     "batch_norm": _batch_norm,
     "batch_norm_gradient": _batch_norm_gradient,
     "moments": _moments,
+    **dict.fromkeys(("group_moments", "group_sums"), _group_sums),
     **dict.fromkeys(("max_pool", "max_pool_gradient", "average_pool", "average_pool_gradient"), _pool),
     **dict.fromkeys(("reduce_mean", "reduce_sum", "reduce_max", "reduce_min"), _reduce),
 }

@@ -20,6 +20,7 @@ from flamert.passes.cross_entropy import losses_by_rows, narrow_losses, widen_lo
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
+from flamert.passes.groups import open_groups
 from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
@@ -54,7 +55,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         fold_affine,
         folding,
         *([] if half is None else [partial(autocast, to=half, islands=False), folding]),
-        *([] if device.backend == "numpy" else [multiply_patches, align_products, shift_moments]),
+        *([] if device.backend == "numpy" else [multiply_patches, align_products, open_groups, shift_moments]),
         partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
         *(_around_products(device.backend)),
@@ -92,7 +93,7 @@ def lower(graph: Graph, to: np.dtype | None, device: Device, cache: dict[Any, An
     return graph
 
 
-WHOLE = frozenset({"gelu", "gelu_tanh", "swish", "softmax", "layer_norm"})
+WHOLE = frozenset({"gelu", "gelu_tanh", "swish", "softmax", "layer_norm", "group_norm"})
 """Functions whose gradients read their operand alone, where those of their parts keep one result after another."""
 
 
@@ -120,8 +121,11 @@ HALVES: dict[str | None, np.dtype] = {"fp16": dtypes.float16, "bf16": dtypes.bfl
 PRECISIONS = (None, "fp32", *HALVES)
 """What inference computes in, by name. None: as the file has it."""
 
-SLOW_REFERENCE = frozenset({"rotary_embedding"})
+SLOW_REFERENCE = frozenset({"rotary_embedding", "group_norm"})
 """Ops whose reference kernel takes longer than the ops they can be made of."""
+
+OPENED = frozenset({"group_norm"})
+"""Ops that a later pass takes apart for GPUs, better than their exporters did."""
 
 
 def _beats_its_parts(node: Node, backend: str, half: np.dtype | None = None) -> bool:
@@ -130,6 +134,8 @@ def _beats_its_parts(node: Node, backend: str, half: np.dtype | None = None) -> 
         inputs = [v and g.input(TensorType(v.shape, half if v.dtype == dtypes.float32 else v.dtype)) for v in node.inputs]
         types = [TensorType(t.shape, half if t.dtype == dtypes.float32 else t.dtype) for t in node.types]
         node = Node(node.op, tuple(inputs), node.attrs, tuple(types))
+    if backend == "cupy" and node.op.name in OPENED:
+        return True
     kernel = node.op.kernel_for(node, backend, hot=True)
     return kernel is not None and (kernel.backend is not None or node.op.name not in SLOW_REFERENCE)
 
