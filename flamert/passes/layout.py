@@ -124,52 +124,11 @@ def _light(value: Value, size: int) -> bool:
 
 ELEMENTWISE = frozenset(
     {
-        "abs",
-        "add",
-        "cast",
-        "ceil",
-        "celu",
-        "clip",
-        "div",
-        "elu",
-        "equal",
-        "erf",
-        "exp",
-        "floor",
-        "gelu",
-        "gelu_tanh",
-        "greater",
-        "greater_equal",
-        "hard_sigmoid",
-        "hard_swish",
-        "leaky_relu",
-        "less",
-        "less_equal",
-        "log",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "maximum",
-        "minimum",
-        "mish",
-        "mul",
-        "neg",
-        "not_equal",
-        "pow",
-        "prelu",
-        "reciprocal",
-        "relu",
-        "round",
-        "selu",
-        "sigmoid",
-        "sign",
-        "softplus",
-        "softsign",
-        "sqrt",
-        "sub",
-        "swish",
-        "tanh",
-        "where",
+        *("abs", "add", "cast", "ceil", "celu", "clip", "div", "elu", "equal", "erf", "exp", "floor", "gelu"),
+        *("gelu_tanh", "greater", "greater_equal", "hard_sigmoid", "hard_swish", "leaky_relu", "less", "less_equal"),
+        *("log", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "mish", "mul", "neg"),
+        *("not_equal", "pow", "prelu", "reciprocal", "relu", "round", "selu", "sigmoid", "sign", "softplus"),
+        *("softsign", "sqrt", "sub", "swish", "tanh", "where"),
     }
 )
 
@@ -272,6 +231,25 @@ def _pad(walk: _Walk, node: Node) -> Value | None:
     return node.op(walk.last(x), None if value is None else walk.first(value), pads=moved)
 
 
+def _reshape(walk: _Walk, node: Node) -> Value | None:
+    """Where it leaves images and channels alone."""
+    x, (n, c, *spatial) = node.inputs[0], (*node.types[0].shape, 0, 0)[: max(2, node.types[0].rank)]
+    if not walk.follows(x) or not spatial:
+        return None
+    assert x is not None
+    return ops.reshape(walk.last(x), shape=(n, *spatial, c)) if x.shape[:2] == (n, c) else None
+
+
+def _transpose(walk: _Walk, node: Node) -> Result:
+    """From channels first to last and back, as around attention over an image: what there is in the other layout already."""
+    x = node.inputs[0]
+    assert x is not None
+    to_last, to_first = (0, *range(2, x.rank), 1), (0, x.rank - 1, *range(1, x.rank - 1))
+    if x.rank > 2 and node.attrs["perm"] == to_last and walk.follows(x):
+        return (Flat(walk.last(x)),)
+    return walk.first(x) if x.rank > 2 and node.attrs["perm"] == to_first and x not in walk.twins else None
+
+
 def _repeat(walk: _Walk, node: Node) -> Value | None:
     x = node.inputs[0]
     if not walk.follows(x):
@@ -325,6 +303,8 @@ HANDLERS: dict[str, Callable[[_Walk, Node], Result]] = {
     "slice": _slice,
     "pad": _pad,
     "repeat": _repeat,
+    "reshape": _reshape,
+    "transpose": _transpose,
     "conv_transpose": _conv_transpose,
     "batch_norm": _batch_norm,
     "batch_norm_gradient": _batch_norm_gradient,
