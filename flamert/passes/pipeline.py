@@ -24,7 +24,7 @@ from flamert.passes.groups import open_groups
 from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
-from flamert.passes.parts import join_parts
+from flamert.passes.parts import join_parts, scatter_onto
 from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
@@ -166,7 +166,8 @@ def _around_products(backend: str) -> tuple[Pass, ...]:
     if backend == "numpy":
         return ()
     own = partial(_has_kernel_of_its_own, backend=backend)
-    return scale_products, straighten, partial(lay_heads, eligible=own), settle_views, join_parts, narrow_losses, straighten
+    settled = settle_views, join_parts, scatter_onto, narrow_losses
+    return scale_products, straighten, partial(lay_heads, eligible=own), *settled, straighten
 
 
 def _fusion(backend: str) -> tuple[Pass, ...]:

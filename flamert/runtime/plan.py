@@ -329,13 +329,13 @@ class Plan:
         return copy
 
     def _takeover(self, node: Node, result: Value, time_: int, last: dict[Value, int]) -> Place | None:
-        """The place of an operand that dies here and fits the result exactly, so that the op can work in place."""
+        """The place of an operand that dies here and is of the result's type, so that the op can work in place."""
         for i in node.op.inplace:
             operand = node.inputs[i] if i < len(node.inputs) else None
             if operand is None or operand.type != result.type or operand.node.op in (INPUT, CONSTANT):
                 continue
             at = self._places[operand]
-            whole = at.offset == 0 and at.strides is None and at.storage.type.nbytes == result.type.nbytes
+            whole = at.offset == 0 and at.strides is None and at.storage.type.nbytes >= result.type.nbytes
             # A view of the same memory among the other operands would be overwritten before it is read.
             viewed = any([v is not None and v is not operand and self._places[v].storage is at.storage for v in node.inputs])
             if whole and not viewed and at.storage.array is None and at.storage.end <= time_:
