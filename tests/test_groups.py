@@ -130,6 +130,38 @@ def test_all_of_it_has_channels_last(half):
         np.testing.assert_allclose(got.astype(F32) / most, want.astype(F32) / most, atol=2e-2 if half else 1e-5)
 
 
+def laid_last(build):
+    """A convolution, build(its result), a convolution: transpositions of the whole that are left, once values are the same."""
+    x = value(2, 8, 4, 6)
+    same = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
+    y = build(ops.conv(x, g.constant(drawn((8, 8, 1, 1), F32)), **same))
+    graph = Graph([x], [ops.conv(y, g.constant(drawn((4, y.shape[1], 1, 1), F32)), **same)])
+    graph = decompose(graph, "numpy")
+    made = deduplicate(simplify(channels_last(graph, lambda node: True)))
+    feeds = {x: drawn(x.shape, F32)}
+    [want], [got] = (evaluate(decompose(of, "numpy").outputs, feeds) for of in (graph, made))
+    np.testing.assert_allclose(got, want, 1e-4, 1e-3)
+    inside = [node for node in made.nodes if node.op is ops.transpose and not node.known]
+    return len([node for node in inside if node.inputs[0] not in made.inputs and node.outputs[0] not in made.outputs])
+
+
+def test_what_works_on_positions_leaves_channels_last():
+    def positions(y):
+        rows = ops.transpose(ops.reshape(y, shape=(2, 8, 24)), perm=(0, 2, 1))
+        mixed = ops.matmul(rows, g.constant(drawn((8, 8), F32)))
+        return ops.concat(y, y + ops.reshape(ops.transpose(mixed, perm=(0, 2, 1)), shape=y.shape), axis=1)
+
+    assert laid_last(positions) == 0
+
+
+def test_repeated_elements_leave_channels_last():
+    assert laid_last(lambda y: ops.repeat(y, repeats=(1, 1, 2, 3))) == 0
+    assert laid_last(lambda y: ops.repeat(y, repeats=(1, 2, 1, 2))) == 0
+    # Whole rows, one after the other, which is no repetition of elements.
+    laid_last(lambda y: ops.tile(y, repeats=(1, 1, 2, 3)))
+    laid_last(lambda y: ops.reshape(y, shape=(2, 24, 2, 4)))
+
+
 def test_group_norm_without_neighbours_is_the_same():
     x, scale, bias = value(3, 12, 5), value(12), value(12)
     graph = Graph([x, scale, bias], [ops.group_norm(x, scale, bias, groups=3)])

@@ -232,12 +232,30 @@ def _pad(walk: _Walk, node: Node) -> Value | None:
 
 
 def _reshape(walk: _Walk, node: Node) -> Value | None:
-    """Where it leaves images and channels alone."""
+    """Where it leaves images and channels alone, or ends what repeats elements."""
+    repeated = _repetition(walk, node)
+    if repeated is not None:
+        return repeated
     x, (n, c, *spatial) = node.inputs[0], (*node.types[0].shape, 0, 0)[: max(2, node.types[0].rank)]
     if not walk.follows(x) or not spatial:
         return None
     assert x is not None
     return ops.reshape(walk.last(x), shape=(n, *spatial, c)) if x.shape[:2] == (n, c) else None
+
+
+def _repetition(walk: _Walk, node: Node) -> Value | None:
+    """`repeat` of an image that follows, in the ops of its body."""
+    wide = node.inputs[0]
+    apart = wide.node.inputs[0] if wide is not None and wide.node.op is ops.expand else None
+    x = apart.node.inputs[0] if apart is not None and apart.node.op is ops.reshape else None
+    if wide is None or apart is None or x is None or not walk.follows(x):
+        return None
+    repeats = wide.shape[1::2]
+    if apart.shape != tuple(n for d in x.shape for n in (d, 1)) or wide.shape[::2] != x.shape:
+        return None
+    if node.types[0].shape != tuple(d * r for d, r in zip(x.shape, repeats, strict=True)):
+        return None
+    return ops.repeat(walk.last(x), repeats=(repeats[0], *repeats[2:], repeats[1]))
 
 
 def _transpose(walk: _Walk, node: Node) -> Result:
