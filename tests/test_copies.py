@@ -7,7 +7,7 @@ import pytest
 
 from flamert import dtypes
 from flamert.ops.cuda import copy
-from flamert.ops.cuda.emit_copy import UNITS, across, plain, steps_of, tiled
+from flamert.ops.cuda.emit_copy import UNITS, across, over_rows, plain, steps_of, tiled
 from flamert.runtime.device import device, storage
 from tests.emulated import Kernel, Memory
 from tests.test_emit import compile_source, nvrtc
@@ -42,6 +42,8 @@ def test_copies_compile(size):
     lib, include = nvrtc()
     compile_source(lib, include, plain(size, 1, 4, True))
     compile_source(lib, include, plain(size, 4, 2, False))
+    for wide in (False, True):
+        compile_source(lib, include, over_rows(size, wide))
     for rank in (2, 3, 5):
         compile_source(lib, include, tiled(size, rank))
 
@@ -94,6 +96,20 @@ def test_odd_copies_as_emulated(dtype, monkeypatch):
         out = np.zeros(x.shape, dtype)
         copy.copier(Memory(out), Memory(x))()
         assert out.tobytes() == x.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", TYPES[:4], ids=lambda t: t.name)
+@pytest.mark.parametrize("shape", [(1, 17), (9, 21), (3, 5, 33), (40, 16), (7, 259)])
+def test_odd_rows_as_emulated(shape, dtype, monkeypatch):
+    monkeypatch.setattr(copy, "compiled", Kernel)
+    x = arrays((*shape[:-1], shape[-1] + 7), dtype, range(len(shape)))[..., : shape[-1]]
+    room = np.zeros(x.size + 64, dtype)
+    start = -room.ctypes.data % 16 // dtype.itemsize
+    out = room[start : start + x.size].reshape(shape)
+    call = copy.copier(Memory(out), Memory(x))
+    call()
+    assert out.tobytes() == x.tobytes() and not room[:start].any() and not room[start + x.size :].any()
+    assert call.kernel.name.startswith("rows_copy_") == (len(x) > 1)
 
 
 @pytest.mark.gpu

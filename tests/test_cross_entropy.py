@@ -12,8 +12,9 @@ from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import copy, cross_entropy
 from flamert.ops.evaluate import evaluate
 from flamert.ops.op import OPS
-from flamert.passes.cross_entropy import losses_by_rows, narrow_losses
+from flamert.passes.cross_entropy import losses_by_rows, narrow_losses, widen_losses
 from flamert.passes.deduplicate import deduplicate
+from flamert.passes.products import align_products
 from flamert.passes.simplify import simplify
 from flamert.passes.views import settle_views
 from flamert.runtime.device import device
@@ -112,6 +113,20 @@ def test_rows_as_emulated(rows, length, dtype, on_cpu):
             assert not room[: number % 4].any() and not room[number % 4 + rows * length :].any()
 
 
+@pytest.mark.parametrize("zeros", [1, 3, 70])
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda t: t.name)
+def test_zeros_behind_classes_as_emulated(dtype, zeros, on_cpu):
+    rows, length = 9, 253
+    x = np.random.default_rng(zeros).standard_normal((rows, length + zeros)).astype(dtype)
+    t = np.random.default_rng(0).integers(-length, length, rows)
+    for seen in (x[:, :length], np.ascontiguousarray(x[:, :length])):
+        sums, (dlosses, dsums) = reference("cross_entropy", seen, t)[1], flows(rows, dtype)
+        [dx] = reference("cross_entropy_gradient", seen, t, sums, dlosses, dsums)
+        [got] = bound.run("cross_entropy_gradient", [seen, t, sums, dlosses, dsums], {"zeros": zeros})
+        near(got[:, :length], dx, PRECISION[x.itemsize])
+        assert got.shape == (rows, length + zeros) and not got[:, length:].any()
+
+
 def test_a_class_out_of_range_is_told(on_cpu, monkeypatch):
     record, flag = np.zeros(4, np.int64), np.zeros(1, np.int64)
     record[:] = 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min, flag.ctypes.data
@@ -165,6 +180,34 @@ def test_scores_stay_halves(length):
     rng = np.random.default_rng(0)
     feeds = {h: rng.standard_normal(h.shape).astype(h.dtype), w: rng.standard_normal(w.shape).astype(w.dtype)}
     check_same(graph, made, {**feeds, t: np.where(rng.random((2, 6)) < 0.3, -100, rng.integers(0, 11, (2, 6)))}, 1e-2)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_product_with_columns_beside_it_is_given_what_flows_back(half):
+    dtype = dtypes.bfloat16 if half else dtypes.float32
+    h, w, t = value(8, 16, 4, dtype=dtype), value(4, 259, dtype=dtype), value(128, dtype=np.int64)
+    [scores] = align_products(Graph([h, w], [ops.matmul(h, w)])).outputs
+    wide = ops.cast(scores, to=dtypes.float32) if half else scores
+    loss = fr.losses.CrossEntropy()(ops.reshape(wide, shape=(128, 259)), t)
+    graph = Graph([h, w, t], [loss, *grad(loss, [h, w])])
+    made = widen_losses(settled(graph))
+    assert "unslice" in names(graph) and "unslice" not in names(made)
+    forward, backward = kernels(made)
+    assert forward.inputs[0] is backward.inputs[0] and backward.types == (TensorType((128, 264), np.dtype(dtype)),)
+    rng = np.random.default_rng(0)
+    feeds = {v: rng.standard_normal(v.shape).astype(dtype) for v in (h, w)}
+    check_same(graph, made, {**feeds, t: rng.integers(0, 259, 128)}, 1e-2 if half else 1e-5)
+
+
+def test_columns_stay_apart_where_both_are_read():
+    x, t, sums, flow = value(4, 6), value(4, dtype=np.int64), value(4), value(4)
+    dx = ops.cross_entropy_gradient(x, t, sums, flow)
+    padded = ops.pad(dx, pads=(0, 0, 0, 2))
+    for outputs in ([dx, padded], [ops.pad(dx, pads=(0, 0, 1, 2))], [ops.pad(dx, pads=(0, 1, 0, 2))]):
+        graph = Graph([x, t, sums, flow], outputs)
+        assert widen_losses(graph) is graph
+    [alone] = widen_losses(Graph([x, t, sums, flow], [padded])).outputs
+    assert names(Graph([x, t, sums, flow], [alone])) == ["cross_entropy_gradient"]
 
 
 def test_what_is_read_in_float32_stays_so():

@@ -103,6 +103,7 @@ def test_every_layout_compiles(strides, wide):
     types = value_types(program, [TensorType((4, 8), f)] * 3)
     operands = [Operand(f, (2, 1)), Operand(f, strides), Operand(f, (0, 0), np.float32("inf"))]
     compile_source(lib, include, chain(Chain(program, types, operands, (0, 1), 2, 4, wide)))
+    compile_source(lib, include, chain(Chain(program, types, operands, (0, 1), 2, 4, wide, over=True)))
     if not wide:
         compile_source(lib, include, by_tiles(Chain(program, types, operands, (0, 1), 2, 4, wide), [0]))
 

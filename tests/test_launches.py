@@ -98,6 +98,18 @@ def test_operands_that_lie_crosswise(layout, on_cpu):
     check(call, outs, operands)
 
 
+@pytest.mark.parametrize(("rows", "length"), [(9, 7), (5, 33), (3, 1001), (64, 4), (7, 1)])
+def test_rows_of_odd_length_are_written_in_wide_accesses(rows, length, on_cpu):
+    a, b, c = drawn((rows, length + 3), (rows, length + 1), (length,))
+    for operands in ([a[:, :length], b[:, :length], c], [a[:, 3:], b[::-1, 1:], c[:1]]):
+        room = [np.zeros(rows * length + 48, o.dtype) for o in results(())]
+        at = [-r.ctypes.data % 16 // r.itemsize for r in room]
+        outs = [r[i : i + rows * length].reshape(rows, length) for i, r in zip(at, room, strict=True)]
+        call = launched(operands, outs)
+        check(call, outs, operands)
+        assert not any(r[:i].any() or r[i + rows * length :].any() for i, r in zip(at, room, strict=True))
+
+
 def test_a_result_may_lie_where_an_operand_does(on_cpu):
     a, b, c = drawn((48, 33), (33, 48), (33, 48))
     y, _ = wanted(a.T, b, c)

@@ -8,13 +8,16 @@ import pytest
 from flamert import dtypes, ops
 from flamert.graph import TensorType
 from flamert.ops.evaluate import evaluate
+from flamert.ops.shape import narrow
 from flamert.passes.autocast import autocast
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
-from flamert.passes.parts import join_parts
+from flamert.passes.parts import join_parts, scatter_onto
 from flamert.passes.products import lay_weights, merge_products, scale_products, take_biases, turn_products
 from flamert.passes.simplify import simplify
 from flamert.passes.views import settle_views
+from flamert.runtime.device import device
+from flamert.runtime.plan import Plan
 from tests.test_passes import count, graph_of
 
 F32, BF16 = dtypes.float32, dtypes.bfloat16
@@ -109,6 +112,38 @@ def test_parts_side_by_side_become_one_piece():
     after = join_parts(graph)
     assert count(after)["concat"] == 1 and "add" not in count(after)
     same_values(graph, after, arrays)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_entries_are_added_where_a_sum_has_them(turned):
+    at = np.array([[1], [4], [1]])
+
+    def build(x, updates):
+        sums = ops.scatter_nd(ops.expand(np.float32(0), shape=(6, 3)), at, updates, reduction="add")
+        x = narrow(ops.sqrt(x * x), 0, 0, 6)
+        return x + sums if turned else sums + x
+
+    graph, arrays = graph_of(build, (8, 3), (3, 3))
+    after = scatter_onto(graph)
+    assert count(after)["scatter_nd"] == 1 and "add" not in count(after)
+    same_values(graph, after, arrays)
+    plan = Plan(after, device("cpu"))
+    # What is more than the result wants is taken over as well.
+    assert plan.steps[-1].outputs[0][1].storage is plan.steps[-1].inputs[0][1].storage
+    [want] = evaluate(graph.outputs, dict(zip(graph.inputs, arrays, strict=True)))
+    np.testing.assert_allclose(plan(*arrays)[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_entries_that_are_read_or_start_elsewhere_stay_apart():
+    at = np.array([[1], [4], [1]])
+
+    def build(x, updates):
+        ones = ops.scatter_nd(ops.expand(np.float32(1), shape=(6, 3)), at, updates, reduction="add")
+        sums = ops.scatter_nd(ops.expand(np.float32(0), shape=(6, 3)), at, updates, reduction="add")
+        return ones + x, sums + x, sums * 2
+
+    graph, _ = graph_of(build, (6, 3), (3, 3))
+    assert scatter_onto(graph) is graph
 
 
 @pytest.mark.parametrize("starts", [(0, 1, 4), (0, 4), (0, 0, 4)])

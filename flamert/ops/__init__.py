@@ -22,6 +22,7 @@ FAMILIES = (
     "elementwise",
     "functions",
     "fused",
+    "groups",
     "image",
     "index",
     "linear",

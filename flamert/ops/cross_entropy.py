@@ -10,7 +10,7 @@ from flamert.ops.normalize import log_softmax
 from flamert.ops.op import composite
 from flamert.ops.reduce import accumulating, cast_like, reduce_log_sum_exp
 from flamert.ops.scatter import scatter_elements
-from flamert.ops.shape import reshape
+from flamert.ops.shape import pad, reshape
 
 
 def _at(t: Any) -> Any:
@@ -31,13 +31,15 @@ def cross_entropy(x: Any, t: Any) -> Any:
 
 
 @composite
-def cross_entropy_gradient(x: Any, t: Any, sums: Any, dlosses: Any, dsums: Any = None) -> Any:
+def cross_entropy_gradient(x: Any, t: Any, sums: Any, dlosses: Any, dsums: Any = None, *, zeros: int = 0) -> Any:
     """dx = (dlosses + dsums) · softmax(x) − dlosses at the classes t, where dlosses and dsums reach `cross_entropy`'s results.
 
     x, t: as there. sums: its second result, which spares kernels a pass. dlosses, dsums: of t's shape and that result's type;
-    dsums is zero where left out. Returns x's type.
+    dsums is zero where left out. zeros: what no class stands for, behind the classes, as a product that was made wider than
+    they are many wants it. Returns x's type, with so much more along axis 1.
     """
     given = _at(dlosses)
     # By the logarithm, which the forward pass has made where it had no kernel of its own.
     flow = exp(log_softmax(accumulating(x), axis=1)) * (given if dsums is None else given + _at(dsums))
-    return cast_like(scatter_elements(flow, _at(t), -given, axis=1, reduction="add"), x)
+    dx = cast_like(scatter_elements(flow, _at(t), -given, axis=1, reduction="add"), x)
+    return pad(dx, pads=(*[0] * x.rank, 0, zeros, *[0] * (x.rank - 2))) if zeros else dx

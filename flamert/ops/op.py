@@ -173,10 +173,11 @@ class Kernel:
     arguments that does the work each time. `workspace(node)` → types of scratch arrays, handed over as `site.work` to a
     bind kernel and as the keyword `work` to a plain one. `hot`: worth its set-up only in plans that are called often.
     `contiguous`: the inputs must be C-contiguous, or those operands whose numbers it names. `host`: needs NumPy arrays, on a
-    GPU too (they are copied).
+    GPU too (they are copied). `strided`: results may lie apart, as parts of a larger array do, so long as their last axis is
+    dense and all strides and addresses are multiples of 16 bytes.
     """
 
-    __slots__ = ("backend", "bind", "contiguous", "host", "hot", "op", "run", "when", "workspace")
+    __slots__ = ("backend", "bind", "contiguous", "host", "hot", "op", "run", "strided", "when", "workspace")
 
     def __init__(
         self,
@@ -189,8 +190,9 @@ class Kernel:
         contiguous: bool | tuple[int, ...] = False,
         workspace: Callable[[Node], Sequence[TensorType]] | None = None,
         host: bool = False,
+        strided: bool = False,
     ) -> None:
-        self.op, self.run, self.backend, self.when = op, run, backend, when
+        self.op, self.run, self.backend, self.when, self.strided = op, run, backend, when, strided
         self.bind, self.hot, self.contiguous, self.workspace, self.host = bind, hot, contiguous, workspace, host
 
     def wants_dense(self, operand: int) -> bool:

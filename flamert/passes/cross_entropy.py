@@ -1,4 +1,4 @@
-"""Cross-entropy as its kernels take it: of rows of scores, in the half type that they were made in."""
+"""Cross-entropy as its kernels take it: of rows of scores, in the half type and with the columns that they were made in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def losses_by_rows(graph: Graph) -> Graph:
 
     def rule(node: Node, inputs: Inputs) -> Sequence[Value] | None:
         if node.op in (FORWARD, BACKWARD):
-            return _of_rows(node.op, inputs)
+            return _of_rows(node.op, inputs, node.attrs.get("zeros", 0))
         scores = inputs[0] if node.op is ops.softmax_cross_entropy else None
         if node.op is ops.nll_loss and count[node.inputs[0]] == 1:  # type: ignore[index]
             scores = _before_log_softmax(inputs[0])
@@ -60,17 +60,19 @@ def _weighed(scores: Value, target: Value, weight: Value | None = None, *, reduc
     return ops.cast(loss, to=scores.dtype)
 
 
-def _of_rows(op: Op, inputs: Inputs) -> Sequence[Value] | None:
+def _of_rows(op: Op, inputs: Inputs, zeros: int = 0) -> Sequence[Value] | None:
     x, t, *others = inputs
     assert x is not None and t is not None
     if x.rank == 2 or not x.type.size:
         return None
     turned = ops.transpose(x, perm=(0, *range(2, x.rank), 1))
     rows = ops.reshape(turned, shape=(t.type.size, x.shape[1]))
-    made = op(rows, *[v if v is None else ops.reshape(v, shape=rows.shape[:1]) for v in (t, *others)])
+    operands = [rows, *[v if v is None else ops.reshape(v, shape=rows.shape[:1]) for v in (t, *others)]]
     if op is FORWARD:
-        return [ops.reshape(v, shape=t.shape) for v in made]
-    return (ops.transpose(ops.reshape(made, shape=turned.shape), perm=(0, x.rank - 1, *range(1, x.rank - 1))),)
+        return [ops.reshape(v, shape=t.shape) for v in op(*operands)]
+    made = op(*operands, zeros=zeros)
+    lying = ops.reshape(made, shape=(*turned.shape[:-1], made.shape[1]))
+    return (ops.transpose(lying, perm=(0, x.rank - 1, *range(1, x.rank - 1))),)
 
 
 def narrow_losses(graph: Graph) -> Graph:
@@ -91,7 +93,7 @@ def narrow_losses(graph: Graph) -> Graph:
         half = x.dtype
         if not all(r is not None and r.op is ops.cast and r.types[0].dtype == half for r in readers[node.outputs[0]]):
             return None
-        return (ops.cast(BACKWARD(x, *inputs[1:]), to=dtypes.float32),)
+        return (ops.cast(BACKWARD(x, *inputs[1:], **node.attrs), to=dtypes.float32),)
 
     return rebuild(graph, rule)
 
@@ -110,3 +112,38 @@ def _narrow(x: Value | None) -> Value | None:
     for view in reversed(views):
         found = view.op(found, **view.attrs)
     return found
+
+
+def widen_losses(graph: Graph) -> Graph:
+    """What flows back to the scores, with columns of zeros put behind it by a step of its own, is written with them at once."""
+    count = uses(graph)
+
+    def rule(node: Node, inputs: Inputs) -> Sequence[Value] | None:
+        extra, x, old = _columns_added(node), inputs[0] if inputs else None, node.inputs[0] if node.inputs else None
+        if not extra:
+            return None
+        while x is not None and old is not None and count[old] == 1 and x.node.op is ops.reshape and _keeps_columns(x.node):
+            x, old = x.node.inputs[0], old.node.inputs[0]
+        if x is None or old is None or x.node.op is not BACKWARD or x.rank != 2 or count[old] > 1 or x.node.attrs["zeros"]:
+            return None
+        made = BACKWARD(*x.node.inputs, zeros=extra)
+        return (made if made.type == node.types[0] else ops.reshape(made, shape=node.types[0].shape),)
+
+    return rebuild(graph, rule)
+
+
+def _columns_added(node: Node) -> int:
+    """How many columns of zeros this does nothing but put behind those of its operand."""
+    x = node.inputs[0] if node.op in (ops.unslice, ops.pad) else None
+    if x is None or not x.rank or (node.op is ops.pad and len(node.inputs) > 1):
+        return 0
+    begins = node.attrs["starts"] if node.op is ops.unslice else node.attrs["pads"][: x.rank]
+    steps = node.attrs["steps"] if node.op is ops.unslice else (1,)
+    shape = node.types[0].shape
+    alone = not any(begins) and all(s == 1 for s in steps) and shape[:-1] == x.shape[:-1]
+    return shape[-1] - x.shape[-1] if alone else 0
+
+
+def _keeps_columns(view: Node) -> bool:
+    x = view.inputs[0]
+    return x is not None and x.rank > 0 and view.types[0].rank > 0 and x.shape[-1] == view.types[0].shape[-1]

@@ -124,52 +124,11 @@ def _light(value: Value, size: int) -> bool:
 
 ELEMENTWISE = frozenset(
     {
-        "abs",
-        "add",
-        "cast",
-        "ceil",
-        "celu",
-        "clip",
-        "div",
-        "elu",
-        "equal",
-        "erf",
-        "exp",
-        "floor",
-        "gelu",
-        "gelu_tanh",
-        "greater",
-        "greater_equal",
-        "hard_sigmoid",
-        "hard_swish",
-        "leaky_relu",
-        "less",
-        "less_equal",
-        "log",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "maximum",
-        "minimum",
-        "mish",
-        "mul",
-        "neg",
-        "not_equal",
-        "pow",
-        "prelu",
-        "reciprocal",
-        "relu",
-        "round",
-        "selu",
-        "sigmoid",
-        "sign",
-        "softplus",
-        "softsign",
-        "sqrt",
-        "sub",
-        "swish",
-        "tanh",
-        "where",
+        *("abs", "add", "cast", "ceil", "celu", "clip", "div", "elu", "equal", "erf", "exp", "floor", "gelu"),
+        *("gelu_tanh", "greater", "greater_equal", "hard_sigmoid", "hard_swish", "leaky_relu", "less", "less_equal"),
+        *("log", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "mish", "mul", "neg"),
+        *("not_equal", "pow", "prelu", "reciprocal", "relu", "round", "selu", "sigmoid", "sign", "softplus"),
+        *("softsign", "sqrt", "sub", "swish", "tanh", "where"),
     }
 )
 
@@ -219,6 +178,17 @@ def _moments(walk: _Walk, node: Node) -> Result:
     return ops.moments(walk.last(x), axes=tuple(sorted(_moved(a % x.rank, x.rank) for a in node.attrs["axes"])))
 
 
+def _group_sums(walk: _Walk, node: Node) -> Result:
+    """Sums over groups of channels: [N, G] or [N, C] each."""
+    x = node.inputs[-1] if len(node.inputs) == 1 else node.inputs[1]
+    if not walk.follows(x) or node.attrs["axis"] != 1:
+        return None
+    images = [walk.last(v) for v in node.inputs[:2] if v is not None]
+    others = [walk.first(v) for v in node.inputs[2:] if v is not None]
+    made = node.op(*images, *others, **{**node.attrs, "axis": images[0].rank - 1})
+    return tuple([Flat(v) for v in made])
+
+
 def _batch_norm(walk: _Walk, node: Node) -> Result:
     """As arithmetic on elements, which is fused with what surrounds it; of halves in float32."""
     x, *channels = node.inputs
@@ -259,6 +229,43 @@ def _pad(walk: _Walk, node: Node) -> Value | None:
     moved = (pads[0], *pads[2:r], pads[1], pads[r], *pads[r + 2 :], pads[r + 1])
     value = node.inputs[1] if len(node.inputs) > 1 else None
     return node.op(walk.last(x), None if value is None else walk.first(value), pads=moved)
+
+
+def _reshape(walk: _Walk, node: Node) -> Value | None:
+    """Where it leaves images and channels alone, or ends what repeats elements."""
+    repeated = _repetition(walk, node)
+    if repeated is not None:
+        return repeated
+    x, (n, c, *spatial) = node.inputs[0], (*node.types[0].shape, 0, 0)[: max(2, node.types[0].rank)]
+    if not walk.follows(x) or not spatial:
+        return None
+    assert x is not None
+    return ops.reshape(walk.last(x), shape=(n, *spatial, c)) if x.shape[:2] == (n, c) else None
+
+
+def _repetition(walk: _Walk, node: Node) -> Value | None:
+    """`repeat` of an image that follows, in the ops of its body."""
+    wide = node.inputs[0]
+    apart = wide.node.inputs[0] if wide is not None and wide.node.op is ops.expand else None
+    x = apart.node.inputs[0] if apart is not None and apart.node.op is ops.reshape else None
+    if wide is None or apart is None or x is None or not walk.follows(x):
+        return None
+    repeats = wide.shape[1::2]
+    if apart.shape != tuple(n for d in x.shape for n in (d, 1)) or wide.shape[::2] != x.shape:
+        return None
+    if node.types[0].shape != tuple(d * r for d, r in zip(x.shape, repeats, strict=True)):
+        return None
+    return ops.repeat(walk.last(x), repeats=(repeats[0], *repeats[2:], repeats[1]))
+
+
+def _transpose(walk: _Walk, node: Node) -> Result:
+    """From channels first to last and back, as around attention over an image: what there is in the other layout already."""
+    x = node.inputs[0]
+    assert x is not None
+    to_last, to_first = (0, *range(2, x.rank), 1), (0, x.rank - 1, *range(1, x.rank - 1))
+    if x.rank > 2 and node.attrs["perm"] == to_last and walk.follows(x):
+        return (Flat(walk.last(x)),)
+    return walk.first(x) if x.rank > 2 and node.attrs["perm"] == to_first and x not in walk.twins else None
 
 
 def _repeat(walk: _Walk, node: Node) -> Value | None:
@@ -314,10 +321,13 @@ HANDLERS: dict[str, Callable[[_Walk, Node], Result]] = {
     "slice": _slice,
     "pad": _pad,
     "repeat": _repeat,
+    "reshape": _reshape,
+    "transpose": _transpose,
     "conv_transpose": _conv_transpose,
     "batch_norm": _batch_norm,
     "batch_norm_gradient": _batch_norm_gradient,
     "moments": _moments,
+    **dict.fromkeys(("group_moments", "group_sums"), _group_sums),
     **dict.fromkeys(("max_pool", "max_pool_gradient", "average_pool", "average_pool_gradient"), _pool),
     **dict.fromkeys(("reduce_mean", "reduce_sum", "reduce_max", "reduce_min"), _reduce),
 }

@@ -1,10 +1,12 @@
-"""Sums of parts that do not overlap, as the gradients of slices are, become one concatenation."""
+"""Sums in which most terms are zero: parts that do not overlap become one concatenation, entries are added where they go."""
 
 from __future__ import annotations
 
-from flamert import ops
-from flamert.graph import Graph, Node, Value, uses
-from flamert.rewrite import substitute
+from collections.abc import Sequence
+
+from flamert import dtypes, ops
+from flamert.graph import CONSTANT, INPUT, Graph, Node, Value, uses
+from flamert.rewrite import rebuild, substitute
 
 
 def join_parts(graph: Graph) -> Graph:
@@ -54,3 +56,36 @@ def _joined(terms: list[Value]) -> Value | None:
         pieces.append(x)
         at += x.shape[axis]
     return ops.concat(*pieces, axis=axis) if at == shape[axis] else None
+
+
+def scatter_onto(graph: Graph) -> Graph:
+    """x + (entries added to zeros) as the entries added to x, as for an embedding that has a second gradient.
+
+    Not of half types, whose sums are rounded once each.
+    """
+    if not any(node.op in (ops.scatter_nd, ops.scatter_elements) for node in graph.nodes):
+        return graph
+    count = uses(graph)
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if node.op is not ops.add or node.types[0].dtype in dtypes.HALF:
+            return None
+        for side in (0, 1):
+            sums, x = inputs[side], inputs[1 - side]
+            assert sums is not None and x is not None
+            alone = sums.type == x.type and count[node.inputs[side]] == 1  # type: ignore[index]
+            if alone and sums.node.op in (ops.scatter_nd, ops.scatter_elements) and sums.node.attrs["reduction"] == "add":
+                zeros, *entries = sums.node.inputs
+                if _zero(zeros):
+                    return (sums.node.op(x, *entries, **sums.node.attrs),)
+        return None
+
+    return rebuild(graph, rule)
+
+
+def _zero(v: Value | None) -> bool:
+    """Whether all elements are known to be one zero."""
+    while v is not None and v.node.op not in (INPUT, CONSTANT) and v.node.op.view is not None:
+        v = v.node.inputs[0]
+    array = None if v is None else v.constant
+    return array is not None and array.size == 1 and not array.any()

@@ -16,15 +16,16 @@ from flamert.passes.affine import fold_affine
 from flamert.passes.autocast import autocast, widen
 from flamert.passes.casts import cast_together
 from flamert.passes.columns import fuse_columns
-from flamert.passes.cross_entropy import losses_by_rows, narrow_losses
+from flamert.passes.cross_entropy import losses_by_rows, narrow_losses, widen_losses
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.fold import fold
+from flamert.passes.groups import open_groups
 from flamert.passes.heads import lay_heads
 from flamert.passes.layers import merge_layers
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
-from flamert.passes.parts import join_parts
+from flamert.passes.parts import join_parts, scatter_onto
 from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
@@ -55,14 +56,14 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         fold_affine,
         folding,
         *([] if half is None else [partial(autocast, to=half, islands=False), folding]),
-        *([] if device.backend == "numpy" else [multiply_patches, align_products, shift_moments]),
+        *([] if device.backend == "numpy" else [multiply_patches, align_products, open_groups, shift_moments]),
         partial(channels_last, eligible=partial(_has_kernel, backend=device.backend)),
         folding,
         *(_around_products(device.backend)),
         simplify,
         turn_products,
         _epilogues(device.backend),
-        *_into_products(device.backend),
+        *([] if device.backend == "numpy" else [take_biases, merge_products, widen_losses]),
         *_fusion(device.backend),
         folding,
         deduplicate,
@@ -96,7 +97,7 @@ def lower(graph: Graph, to: np.dtype | None, device: Device, cache: dict[Any, An
     return graph
 
 
-WHOLE = frozenset({"gelu", "gelu_tanh", "swish", "softmax", "layer_norm"})
+WHOLE = frozenset({"gelu", "gelu_tanh", "swish", "softmax", "layer_norm", "group_norm"})
 """Functions whose gradients read their operand alone, where those of their parts keep one result after another."""
 
 
@@ -124,8 +125,11 @@ HALVES: dict[str | None, np.dtype] = {"fp16": dtypes.float16, "bf16": dtypes.bfl
 PRECISIONS = (None, "fp32", *HALVES)
 """What inference computes in, by name. None: as the file has it."""
 
-SLOW_REFERENCE = frozenset({"rotary_embedding"})
+SLOW_REFERENCE = frozenset({"rotary_embedding", "group_norm"})
 """Ops whose reference kernel takes longer than the ops they can be made of."""
+
+OPENED = frozenset({"group_norm"})
+"""Ops that a later pass takes apart for GPUs, better than their exporters did."""
 
 
 def _beats_its_parts(node: Node, backend: str, half: np.dtype | None = None) -> bool:
@@ -134,6 +138,8 @@ def _beats_its_parts(node: Node, backend: str, half: np.dtype | None = None) -> 
         inputs = [v and g.input(TensorType(v.shape, half if v.dtype == dtypes.float32 else v.dtype)) for v in node.inputs]
         types = [TensorType(t.shape, half if t.dtype == dtypes.float32 else t.dtype) for t in node.types]
         node = Node(node.op, tuple(inputs), node.attrs, tuple(types))
+    if backend == "cupy" and node.op.name in OPENED:
+        return True
     kernel = node.op.kernel_for(node, backend, hot=True)
     return kernel is not None and (kernel.backend is not None or node.op.name not in SLOW_REFERENCE)
 
@@ -159,19 +165,13 @@ def _has_kernel_of_its_own(node: Node, backend: str) -> bool:
     return found is not None and found.backend is not None
 
 
-def _into_products(backend: str) -> tuple[Pass, ...]:
-    """What products on a GPU do besides."""
-    if backend == "numpy":
-        return ()
-    return take_biases, merge_products
-
-
 def _around_products(backend: str) -> tuple[Pass, ...]:
     """What becomes of views and casts around matrix products on a GPU."""
     if backend == "numpy":
         return ()
     own = partial(_has_kernel_of_its_own, backend=backend)
-    return scale_products, straighten, partial(lay_heads, eligible=own), settle_views, join_parts, narrow_losses, straighten
+    settled = settle_views, join_parts, scatter_onto, narrow_losses
+    return scale_products, straighten, partial(lay_heads, eligible=own), *settled, straighten
 
 
 def _fusion(backend: str) -> tuple[Pass, ...]:

@@ -39,4 +39,4 @@ def _copy(site: Site, out: Any, x: Any, **attrs: Any) -> Callable[[], Any]:
     return site.device.copier(out.reshape(x.shape), x)
 
 
-COPY = Kernel(None, _copy, bind=True)  # type: ignore[arg-type]
+COPY = Kernel(None, _copy, bind=True, strided=True)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from flamert.runtime.capture import Replay, obstacle_of
 from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.faults import named
 from flamert.runtime.hosted import hosted, needs_host
+from flamert.runtime.joins import Part, parts, parts_of
 from flamert.runtime.memory import Lifetime, place
 from flamert.runtime.reads import LEAVES, destinations, last_reads
 from flamert.runtime.shortage import largest
@@ -109,6 +110,8 @@ class Plan:
         self._places: dict[Value, Place] = {}
         self._phantoms: dict[Value, np.ndarray] = {}
         self._donated: dict[Value, Any] = {}
+        self._parts: dict[Value, Part] = {}
+        self._joined: dict[Node, Place] = {}
         self._schedule()
         buffers = self._storages
         offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
@@ -204,6 +207,7 @@ class Plan:
         """Decide for every node: its kernel, where its results lie, and when each storage is last read."""
         last = last_reads(self.graph)
         self._donated = destinations(self.graph, self._state, self._updates, last)
+        self._parts = parts_of(self.graph, self._donated)
         n = len(self.graph.nodes)
         for time_, node in enumerate(self.graph.nodes):
             if not self.device.remote:
@@ -214,6 +218,8 @@ class Plan:
                 self._places[node.outputs[0]] = where
             elif node.op is CONSTANT:
                 self._constant(node)
+            elif node in self._joined:
+                self._join(node)
             elif node.op.view is None or not self._alias(node, time_):
                 self._call(node, time_, last)
             for v in node.outputs:
@@ -225,6 +231,7 @@ class Plan:
         for v in self.graph.outputs:
             self._places[v].storage.end = n
         self._phantoms.clear()
+        self._parts.clear()
 
     def _new(self, type: TensorType, start: int) -> Place:
         storage = Storage(type, start)
@@ -280,14 +287,35 @@ class Plan:
             work.append((t, self._new(t, time_)))
         outputs = []
         for v in node.outputs:
-            where = None
+            where = self._in_whole(node, v, kernel, time_)
             if v in self._donated:
                 where = Place(Storage(v.type, -1, self._donated[v]), 0, None)
-            elif node.op.inplace and len(node.outputs) == 1:
+            elif where is None and node.op.inplace and len(node.outputs) == 1:
                 where = self._takeover(node, v, time_, last)
             outputs.append((v.type, where or self._new(v.type, time_)))
             self._places[v] = outputs[-1][1]
         self.steps.append(Step(node, kernel, inputs, tuple(outputs), tuple(work)))
+
+    def _in_whole(self, node: Node, result: Value, kernel: Kernel, time_: int) -> Place | None:
+        """The place of a result in the concatenation that alone reads it, if the kernel can write there."""
+        part = self._parts.get(result)
+        if part is None or not part.takes(node, kernel):
+            return None
+        whole = self._joined.get(part.whole)
+        if whole is None:
+            whole = self._joined[part.whole] = self._new(part.whole.types[0], time_)
+        self._phantoms[result] = part.lies
+        return Place(whole.storage, part.offset, part.strides)
+
+    def _join(self, node: Node) -> None:
+        """A concatenation of which some parts lie where they belong: the others are copied there."""
+        whole = self._places[node.outputs[0]] = self._joined[node]
+        for v, part in parts(node):
+            at = self._places[v]
+            if at.storage is not whole.storage or not part.holds(at.offset, at.strides):
+                to = Place(whole.storage, part.offset, part.strides)
+                copy = Node(COPYING, (v,), {}, (v.type,), node.source)
+                self.steps.append(Step(copy, COPY, ((v.type, at),), ((v.type, to),), ()))
 
     def _dense(self, value: Value, time_: int) -> Place:
         """The operand's place if it is contiguous there; else that of a copy, made just before."""
@@ -303,13 +331,13 @@ class Plan:
         return copy
 
     def _takeover(self, node: Node, result: Value, time_: int, last: dict[Value, int]) -> Place | None:
-        """The place of an operand that dies here and fits the result exactly, so that the op can work in place."""
+        """The place of an operand that dies here and is of the result's type, so that the op can work in place."""
         for i in node.op.inplace:
             operand = node.inputs[i] if i < len(node.inputs) else None
             if operand is None or operand.type != result.type or operand.node.op in (INPUT, CONSTANT):
                 continue
             at = self._places[operand]
-            whole = at.offset == 0 and at.strides is None and at.storage.type.nbytes == result.type.nbytes
+            whole = at.offset == 0 and at.strides is None and at.storage.type.nbytes >= result.type.nbytes
             # A view of the same memory among the other operands would be overwritten before it is read.
             viewed = any([v is not None and v is not operand and self._places[v].storage is at.storage for v in node.inputs])
             if whole and not viewed and at.storage.array is None and at.storage.end <= time_:
@@ -351,7 +379,8 @@ class Plan:
             type, at = step.outputs[0]
             outputs = [(i, self._places[v]) for i, v in enumerate(self.graph.outputs)]
             shown = [(i, p) for i, p in outputs if p.storage is at.storage]
-            whole = at.storage.array is None and type.nbytes >= LARGE and len(step.outputs) == len(shown) == 1
+            whole = at.storage.array is None and at.storage.type.nbytes == type.nbytes >= LARGE
+            whole = whole and len(step.outputs) == len(shown) == 1
             if not whole or shown[0][0] in self._updates or (shown[0][1].offset, shown[0][1].strides) != (0, None):
                 break
             address = array(type, at).data.ptr

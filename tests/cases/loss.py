@@ -49,10 +49,11 @@ def loss_and_sums(x, t):
     return (sums - np.take_along_axis(x, at, 1))[:, 0], sums[:, 0]
 
 
-def loss_gradient(x, t, sums, dlosses, dsums=None):
+def loss_gradient(x, t, sums, dlosses, dsums=None, zeros=0):
     p = np.exp(x - np.expand_dims(loss_and_sums(x, t)[1], 1))
     onehot = np.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2)) == np.expand_dims(t % x.shape[1], 1)
-    return p * np.expand_dims(dlosses + (0 if dsums is None else dsums), 1) - onehot * np.expand_dims(dlosses, 1)
+    dx = p * np.expand_dims(dlosses + (0 if dsums is None else dsums), 1) - onehot * np.expand_dims(dlosses, 1)
+    return np.pad(dx, [(0, zeros if axis == 1 else 0) for axis in range(x.ndim)])
 
 
 def scored(*shape, count, dtype=np.int64):
@@ -111,14 +112,16 @@ CASES = [
         Case(
             "cross_entropy_gradient",
             [x, t, loss_and_sums(x, t)[1].astype(np.float32), own(*t.shape), own(*t.shape) if more else None],
-            {},
+            {"zeros": zeros},
             loss_gradient,
-            name=f"{x.shape[1]}-{more}",
+            name=f"{x.shape[1]}-{more}-{zeros}",
         )
-        for x, t, more in (
-            (*scored(5, count=7), False),
-            (*scored(3, count=1003, dtype=np.int32), True),
-            (*scored(2, 3, 2, count=6), True),
+        for x, t, more, zeros in (
+            (*scored(5, count=7), False, 0),
+            (*scored(3, count=1003, dtype=np.int32), True, 0),
+            (*scored(2, 3, 2, count=6), True, 0),
+            (*scored(5, count=7), False, 1),
+            (*scored(2, 3, 2, count=6), True, 2),
         )
     ],
 ]

@@ -60,6 +60,22 @@ def group_norm(x, scale, bias, groups=None, epsilon=1e-5):
     return y.reshape(x.shape) * channels(scale, x) + channels(bias, x)
 
 
+def by_group(x, groups, axis):
+    return np.moveaxis(x, axis, 1).reshape(x.shape[0], groups, -1)
+
+
+def group_moments(x, groups, axis=1):
+    rows = by_group(x, groups, axis)
+    return rows.mean(-1), rows.var(-1)
+
+
+def group_sums(dy, x, mean, groups, axis=1):
+    shape = (x.shape[0], x.shape[axis], -1)
+    seen = (by_group(x, groups, axis) - mean[:, :, None]).reshape(shape)
+    flow = by_group(dy, groups, axis).reshape(shape)
+    return flow.sum(-1), (flow * seen).sum(-1)
+
+
 def lp_normalize(x, axis=-1, p=2):
     norm = (np.abs(x) ** p).sum(axis, keepdims=True) ** (1 / p)
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
@@ -121,6 +137,14 @@ CASES = [
     Case("group_norm", [f32(2, 6, 4, 3), f32(6), f32(6)], {"groups": 3}, group_norm, FLOATS),
     Case("group_norm", [f32(2, 6), f32(6), f32(6)], {"groups": 2, "epsilon": 0.1}, group_norm, FLOATS),
     Case("group_norm", [f32(0, 6, 2), f32(6), f32(6)], {"groups": 2}, lambda x, *_, **__: x),
+    *[
+        Case("group_moments", [f32(*shape) + 3], {"groups": groups, "axis": axis}, group_moments, FLOATS)
+        for shape, groups, axis in (((2, 6, 4, 3), 3, 1), ((2, 6), 2, 1), ((2, 4, 3, 6), 2, -1), ((3, 5, 8), 2, 2))
+    ],
+    *[
+        Case("group_sums", [f32(*shape), f32(*shape), f32(shape[0], groups)], {"groups": groups, "axis": axis}, group_sums)
+        for shape, groups, axis in (((2, 6, 4, 3), 3, 1), ((2, 6), 2, 1), ((2, 4, 3, 6), 2, -1), ((3, 5, 8), 2, 2))
+    ],
     Case("instance_norm", [f32(2, 3, 4, 5), f32(3), f32(3)], {}, group_norm, FLOATS),
     *[
         Case("lp_normalize", [x], {"axis": a, "p": p}, lp_normalize, FLOATS, gradient=x is not with_zeros, name=name)

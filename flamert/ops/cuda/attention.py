@@ -115,7 +115,7 @@ def _backward_scratch(node: Node) -> list[TensorType]:
     return [_own_scratch(node, 2), again, TensorType((*q.shape[:3], 1), dtypes.float32)]
 
 
-@kernel(attention_gradient, "cupy", when=_backward, bind=True, workspace=_backward_scratch)
+@kernel(attention_gradient, "cupy", when=_backward, bind=True, workspace=_backward_scratch, strided=True)
 def _(site: Site, out: Any, dy: Any, y: Any, *operands: Any, scale: float, right: int | None, **_: Any) -> Callable[[], None]:
     """With the forward pass once more, for what it knew."""
     q, k, v, mask, _lengths = (*operands, None, None)[:5]
@@ -129,7 +129,14 @@ def _backward_blhd(node: Node) -> bool:
     return q.dtype in dtypes.HALF and flash(node, q, k, v, mask, lengths)
 
 
-@kernel(attention_gradient_blhd, "cupy", when=_backward_blhd, bind=True, workspace=lambda node: [_own_scratch(node, 3)])
+@kernel(
+    attention_gradient_blhd,
+    "cupy",
+    when=_backward_blhd,
+    bind=True,
+    workspace=lambda node: [_own_scratch(node, 3)],
+    strided=True,
+)
 def _(
     site: Site, out: Any, dy: Any, y: Any, sums: Any, *operands: Any, scale: float, right: int | None, **_: Any
 ) -> Callable[[], None]:

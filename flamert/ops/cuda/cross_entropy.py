@@ -26,7 +26,12 @@ BATCH = 4
 
 SHARED = f"""
 #define INFINITE (A)__int_as_float(0x7f800000)
-__device__ __forceinline__ float power(float x) {{ return exp2f(x * {math.log2(math.e)!r}f); }}
+// What underflows counts for nothing among terms of which one is 1.
+__device__ __forceinline__ float power(float x) {{
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * {math.log2(math.e)!r}f));
+  return y;
+}}
 __device__ __forceinline__ double power(double x) {{ return exp(x); }}
 // The class of a row; −1, noted once, where there is none of this number.
 __device__ __forceinline__ long long class_of(I t, u32 length, long long* record, long long place) {{
@@ -101,11 +106,11 @@ template <int M> __device__ __forceinline__ Pack<T, M> made(const Pack<T, M>& x,
 }
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS) cross_entropy_gradient(
     const T* x, const I* t, const A* sums, const A* dlosses, const A* dsums, T* out, u32 rows, u32 length, u64 step,
-    long long* record, long long place) {
+    u32 width, long long* record, long long place) {
   const u32 row = blockIdx.x * ROWS + threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
   if (row >= rows) return;
   const T* from = x + row * step;
-  T* to = out + (u64)row * length;
+  T* to = out + (u64)row * width;
   const A sum = sums[row], own = dlosses[row], share = SHARE;
   const u32 label = (u32)class_of(t[row], length, record, place);
   const u32 head = before_packs(to, length), packs = (length - head) / N;
@@ -132,8 +137,13 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS) cross_entropy_gradi
       if (i + k * THREADS < packs) *(Pack<T, N>*)(to + at) = made(held[k], at, sum, share, label, own);
     }
   }
-  const u32 tail = head + packs * N + thread;
-  if (tail < length) *(Pack<T, 1>*)(to + tail) = made(*(const Pack<T, 1>*)(from + tail), tail, sum, share, label, own);
+  // What is left of the classes, and zeros behind them.
+  for (u32 at = head + packs * N + thread; at < width; at += THREADS) {
+    Pack<T, 1> dx;
+    dx.v[0] = Store<T, A>::as((A)0);
+    if (at < length) dx = made(*(const Pack<T, 1>*)(from + at), at, sum, share, label, own);
+    *(Pack<T, 1>*)(to + at) = dx;
+  }
 }
 """
 
@@ -162,9 +172,8 @@ def source(dtype: np.dtype, index: np.dtype, threads: int, dsums: bool | None = 
 def _suits(node: Node) -> bool:
     x, t = node.inputs[:2]
     assert x is not None and t is not None
-    return (
-        x.rank == 2 and x.type.size > 0 and max(x.shape) < 1 << 31 and x.dtype in dtypes.STANDARD_FLOAT and t.dtype in INDICES
-    )
+    rows = x.rank == 2 and x.type.size > 0 and max(*x.shape, node.types[0].shape[-1]) < 1 << 31
+    return rows and x.dtype in dtypes.STANDARD_FLOAT and t.dtype in INDICES
 
 
 def _launch(
@@ -181,7 +190,8 @@ def _launch(
     name = "cross_entropy" if dsums is None else "cross_entropy_gradient"
     run = compiled(source(dtype, index, threads, dsums), name)
     sizes = (np.uint32(rows), np.uint32(length), np.uint64(x.strides[0] // x.itemsize))
-    arguments = (x, t, *read, *written, *sizes, faults.record, np.int64(faults.place(site.node, length)))
+    width = () if dsums is None else (np.uint32(written[0].shape[1]),)
+    arguments = (x, t, *read, *written, *sizes, *width, faults.record, np.int64(faults.place(site.node, length)))
     per = rows_of(threads)
     reads, writes = [extent(a) for a in (x, t, *read)], [extent(a) for a in written]
     launch = Launch(run, (-(-rows // per),), threads * per, arguments, reads, writes)
@@ -201,5 +211,8 @@ def _(site: Site, out: Any, x: Any, t: Any) -> Callable[[], None]:
 
 
 @kernel(cross_entropy_gradient, "cupy", when=_suits, bind=True, contiguous=(1, 2, 3, 4))
-def _(site: Site, out: Any, x: Any, t: Any, sums: Any, dlosses: Any, dsums: Any = None) -> Callable[[], None]:
+def _(
+    site: Site, out: Any, x: Any, t: Any, sums: Any, dlosses: Any, dsums: Any = None, *, zeros: int = 0
+) -> Callable[[], None]:
+    """The result's rows tell how many zeros there are."""
     return _launch(site, x, t, (sums, dlosses, dlosses if dsums is None else dsums), (out,), dsums is not None)

@@ -38,6 +38,8 @@ class Chain(NamedTuple):
     rank: int
     width: int
     wide: bool
+    over: bool = False
+    """Whether a thread's elements may go on in the next row: rows are odd, their results lie one behind the other."""
 
     @property
     def name(self) -> str:
@@ -114,10 +116,39 @@ def chain(of: Chain) -> str:
     lines = [f"const {index} i = (blockIdx.x * ({index}){THREADS} + threadIdx.x) * {width};", "if (i >= n) return;"]
     if of.flat:
         return kernel_source(of.name, parameters, [*lines, *_flat(of)])
+    if of.over:
+        return kernel_source(of.name, parameters, [*lines, *_over_rows(of)])
     read = [*decomposed("i", index, rank), *[line for i in of.stored for line in _loading(i, of.operands[i], rank, width)]]
     made = of.computed({i: "v" if of.operands[i].strides[-1] else "0" for i in of.stored})
     made += [f"*(Pack<{c}, {width}>*)(o{k} + i) = q{k};" for k, c, _ in of.outs]
     return kernel_source(of.name, parameters, [*lines, *read, *made] if of.strip == 1 else _strip(of, read, made))
+
+
+def _over_rows(of: Chain) -> list[str]:
+    """Statements for elements i, i + 1, … of two axes, perhaps of two rows: stores are wide, if not loads."""
+    width, index = of.width, of.counter
+    each = ["#pragma unroll", f"for (int v = 0; v < {width}; v++) if (v < left) {{"]
+    each += [f"  const {index} next = x1 + v >= d1, y0 = x0 + next, y1 = x1 + v - (next ? d1 : 0);"]
+    for i in of.stored:
+        steps = {k: kind for k, kind in enumerate(of.operands[i].strides) if kind}
+        place = " + ".join(f"y{k}" if kind == 1 else f"y{k} * s{i}_{k}" for k, kind in steps.items()) or "0"
+        each.append(f"  p{i}.v[v] = a{i}[{place}];")
+    return [
+        f"const {index} left = n - i;",
+        *decomposed("i", index, 2),
+        *[f"Pack<{STORED[of.operands[i].dtype]}, {width}> p{i};" for i in of.stored],
+        *[*each, "}"],
+        *of.computed(dict.fromkeys(of.stored, "v")),
+        *_stores(of),
+    ]
+
+
+def _stores(of: Chain) -> list[str]:
+    """Statements that write as many of a thread's results as there are left."""
+    packs = [f"*(Pack<{c}, {of.width}>*)(o{k} + i) = q{k};" for k, c, _ in of.outs]
+    rest = " ".join(f"o{k}[i + v] = q{k}.v[v];" for k, _, _ in of.outs)
+    few = f'_Pragma("unroll") for (int v = 0; v < {of.width}; v++) if (v < left)'
+    return [f"if (left >= {of.width}) {{ {' '.join(packs)} }} else {{ {few} {{ {rest} }} }}"]
 
 
 def _strip(of: Chain, read: Sequence[str], made: Sequence[str]) -> list[str]:
@@ -174,12 +205,9 @@ def _flat(of: Chain) -> list[str]:
         return [*lines, *loads, *compute, *stores]
     few = f'_Pragma("unroll") for (int v = 0; v < {width}; v++) if (v < left)'
     some = [f"p{i}.v[v] = a{i}[i + v];" for i in of.stored if dense[i]]
-    rest = [f"o{k}[i + v] = q{k}.v[v];" for k, _, _ in of.outs]
     lines.append(f"const {of.counter} left = n - i;")
     lines.append(f"if (left >= {width}) {{ {' '.join(loads)} }} else {{ {few} {{ {' '.join(some)} }} }}")
-    lines += compute
-    lines.append(f"if (left >= {width}) {{ {' '.join(stores)} }} else {{ {few} {{ {' '.join(rest)} }} }}")
-    return lines
+    return [*lines, *compute, *_stores(of)]
 
 
 def _loading(i: int, operand: Operand, rank: int, width: int) -> list[str]:

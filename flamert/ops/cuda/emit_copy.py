@@ -107,6 +107,32 @@ extern "C" __global__ void __launch_bounds__({THREADS}) copy_{size}({", ".join(p
 """
 
 
+def over_rows(size: int, wide: bool) -> str:
+    """The source of a kernel `rows_copy_…(x, out, n, length, stride)`: rows that lie apart, one behind the other in the result.
+
+    A thread writes 16 bytes at once, which may go on in the next row.
+    """
+    c, index, width = UNITS[size], _index(wide), 16 // size
+    return f"""{HEADER}
+extern "C" __global__ void __launch_bounds__({THREADS}) rows_copy_{size}(
+    const {c}* x, {c}* out, {index} n, {index} length, long long stride) {{
+  const {index} i = (blockIdx.x * ({index}){THREADS} + threadIdx.x) * {width};
+  if (i >= n) return;
+  const {index} row = i / length, column = i % length, left = n - i;
+  const {c}* from = x + row * stride + column;
+  const long long gap = stride - (long long)length;
+  Pack<{c}, {width}> held;
+  #pragma unroll
+  for (int v = 0; v < {width}; v++) if (v < left) held.v[v] = from[column + v < length ? v : v + gap];
+  if (left >= {width}) {{
+    *(Pack<{c}, {width}>*)(out + i) = held;
+  }} else {{
+    for (int v = 0; v < left; v++) out[i + v] = held.v[v];
+  }}
+}}
+"""
+
+
 def tiled(size: int, rank: int) -> str:
     """The source of a kernel `transpose_…(x, out, lengths…, strides…)`: a block each for tiles of the last two axes.
 

@@ -117,7 +117,11 @@ def launch(
     width = _width(loop.shape[-1], list(zip(arrays, found.strides, strict=True)), outs, flat)
     wide = n >= 1 << 31
     index = np.uint64 if wide else np.uint32
-    of = found.chain(rank, width, wide)
+    odd = rank == 2 and width == 1 and all(s[1] in (0, 1) for s in found.strides)
+    over = _width_of_results(outs) if odd else 1
+    over = over if over <= loop.shape[-1] else 1
+    of = found.chain(rank, max(width, over), wide)._replace(over=over > 1)
+    width = of.width
     source = chain(of)
     arguments = [*arrays, *outs, index(n), *[index(d) for d in loop.shape[1:]]]
     arguments += [] if flat else [np.int64(d) for s in found.strides for d in s if d]
@@ -196,6 +200,14 @@ def _strides(x: Any, shape: Sequence[int]) -> tuple[int, ...]:
     """Elements from one to the next along each axis of the result; 0 where x is broadcast."""
     lead = (0,) * (len(shape) - x.ndim)
     return (*lead, *[0 if d == 1 else s // x.itemsize for d, s in zip(x.shape, x.strides, strict=True)])
+
+
+def _width_of_results(outs: Sequence[Any]) -> int:
+    """Elements of each result that fit into the widest access, where its address allows that."""
+    width = VECTOR_BYTES // max(x.itemsize for x in outs)
+    while any(x.data.ptr % (width * x.itemsize) for x in outs):
+        width //= 2
+    return width
 
 
 def _width(innermost: int, operands: Sequence[tuple[Any, tuple[int, ...]]], outs: Sequence[Any], flat: bool = False) -> int:

@@ -24,6 +24,7 @@ STAGES: tuple[Recognisers, ...] = (
         "sqrt": (normalize.layer_norm,),
         "pow": (normalize.layer_norm,),
         "instance_norm": (normalize.group_norm,),
+        "group_norm": (normalize.group_norm,),
         "concat": (rotary.rotary_embedding, rotary.rotary_embedding_by_halves),
         "softmax": (attention.attention,),
     },

@@ -216,13 +216,15 @@ def _finished(
 
 
 def group_norm(index: Index, node: Node) -> Match | None:
-    """Instance norm over [N, groups, …], then scale and bias per channel; at the instance norm."""
+    """Instance norm over [N, groups, …], perhaps written as group norm, then scale and bias per channel; at the norm."""
     before, ones, zeros = (v.node for v in node.inputs)  # type: ignore[union-attr]
     after = index.reader(node.outputs[0])
     if before.op.name != "reshape" or after is None or after.op.name != "reshape":
         return None
     x, groups = before.inputs[0], node.types[0].shape[1]
     assert x is not None
+    if node.attrs.get("groups", groups) != groups:
+        return None
     if after.types[0] != x.type or x.rank < 2 or groups < 2 or x.shape[1] % groups or node.types[0].shape[0] != x.shape[0]:
         return None
     if not _all(ones.outputs[0], 1) or not _all(zeros.outputs[0], 0):
