@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from flamert import ops
 from flamert.dtypes import STANDARD_FLOAT
@@ -39,11 +39,10 @@ def fuse_columns(graph: Graph, eligible: Callable[[Node], bool], fits: Callable[
         group.grow()
     found: dict[Value, Value] = {}
     for group in groups:
-        if len(group.sums) > 1 or group.taken:
-            made = group.made()
-            if fits(made):
-                for old, new in zip(group.sums, made.outputs, strict=True):
-                    found[old.outputs[0]] = ops.reshape(new, shape=old.types[0].shape)
+        made = group.made()
+        if fits(made):
+            for old, new in zip(group.sums, made.outputs, strict=True):
+                found[old.outputs[0]] = ops.reshape(new, shape=old.types[0].shape)
     return substitute(graph, found) if found else graph
 
 
@@ -127,23 +126,33 @@ class _Group:
         return True
 
     def made(self) -> Node:
-        """The group as one node."""
+        """The group as one node. What was repeated for each of its readers is read, and computed, only once."""
         order = ordered([v.node for s in self.sums if (v := s.inputs[0]) is not None and v.node in self.taken], set(self.taken))
         inside = {n.outputs[0] for n in order}
-        operands = list(dict.fromkeys(v for n in order for v in n.inputs if v is not None and v not in inside))
-        operands += [v for s in self.sums if (v := s.inputs[0]) is not None and v not in inside and v not in operands]
-        number = {v: i for i, v in enumerate(operands)}
-        program = []
+        outside = [v for n in order for v in n.inputs if v is not None and v not in inside]
+        outside += [v for s in self.sums if (v := s.inputs[0]) is not None and v not in inside]
+        operands: dict[Hashable, Value] = {}
+        number: dict[Value, int] = {}
+        for v in outside:
+            key = _key(v)
+            number[v] = list(operands).index(key) if key in operands else len(operands)
+            operands.setdefault(key, v)
+        program: dict[Instruction, int] = {}
         for n in order:
-            program.append(Instruction(n.op.name, tuple(number[v] for v in n.inputs if v is not None), tuple(n.attrs.items())))
-            number[n.outputs[0]] = len(number)
+            step = Instruction(n.op.name, tuple(number[v] for v in n.inputs if v is not None), tuple(n.attrs.items()))
+            number[n.outputs[0]] = program.setdefault(step, len(operands) + len(program))
         attrs = {
             "program": tuple(program),
             "results": tuple(number[s.inputs[0]] for s in self.sums),  # type: ignore[index]
             "means": tuple(s.op is ops.reduce_mean for s in self.sums),
         }
         types = tuple(TensorType(self.shape[-1:], s.types[0].dtype) for s in self.sums)
-        return Node(ops.columns, tuple(operands), attrs, types, self.sums[0].source)
+        return Node(ops.columns, tuple(operands.values()), attrs, types, self.sums[0].source)
+
+
+def _key(v: Value) -> Hashable:
+    """The same for equal applications of an op to the same operands."""
+    return v if v.node.op.random or not v.node.inputs else (v.node.op.name, v.node.inputs, tuple(v.node.attrs.items()), v.index)
 
 
 def _levels(graph: Graph, sums: Sequence[Node]) -> dict[Node, int]:
