@@ -134,7 +134,7 @@ class _Group:
         operands: dict[Hashable, Value] = {}
         number: dict[Value, int] = {}
         for v in outside:
-            key = _key(v)
+            key = alike(v)
             number[v] = list(operands).index(key) if key in operands else len(operands)
             operands.setdefault(key, v)
         program: dict[Instruction, int] = {}
@@ -145,12 +145,13 @@ class _Group:
             "program": tuple(program),
             "results": tuple(number[s.inputs[0]] for s in self.sums),  # type: ignore[index]
             "means": tuple(s.op is ops.reduce_mean for s in self.sums),
+            **{"kept": (), "given": 0, "finish": (), "wanted": ()},
         }
         types = tuple(TensorType(self.shape[-1:], s.types[0].dtype) for s in self.sums)
         return Node(ops.columns, tuple(operands.values()), attrs, types, self.sums[0].source)
 
 
-def _key(v: Value) -> Hashable:
+def alike(v: Value) -> Hashable:
     """The same for equal applications of an op to the same operands."""
     return v if v.node.op.random or not v.node.inputs else (v.node.op.name, v.node.inputs, tuple(v.node.attrs.items()), v.index)
 

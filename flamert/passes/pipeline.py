@@ -19,6 +19,7 @@ from flamert.passes.columns import fuse_columns
 from flamert.passes.cross_entropy import losses_by_rows, narrow_losses
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
+from flamert.passes.finish import finish_columns
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
@@ -178,5 +179,6 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
         cast_together,
         partial(repeat_free, eligible=on_gpu.elementwise),
         partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
+        partial(finish_columns, eligible=on_gpu.elementwise, fits=columns.fits),
         partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),
     )
