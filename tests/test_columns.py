@@ -79,8 +79,8 @@ def test_groups_compute_what_the_graph_did(name):
 
 
 def test_batch_norm_passes_over_memory_as_seldom_as_can_be():
-    """Once for the statistics, once forward, twice backward; no float32 tensor of the whole size is ever written, nor is anything
-    launched for what there is one of for each channel."""
+    """Once for the statistics, once forward, twice backward; no float32 tensor of the whole size is ever written, and nothing
+    is launched for what there is one of for each channel."""
     after = fused(batch_norm())
     made = [n for n in after.nodes if n.inputs and n.op.name not in ("reshape", "slice")]
     assert [n.op.name for n in made] == ["columns", "pointwise", "columns", "pointwise"]
