@@ -186,7 +186,8 @@ class _Finish:
         """(operands besides the sums, instructions, the number of each value). Casts of operands are instructions, too."""
         sums = list(self.node.outputs[: self.sums])
         number = {v: i for i, v in enumerate(sums)}
-        given, steps = [], []
+        given: list[Value] = []
+        steps: list[Instruction] = []
         at: dict[Hashable, int] = {}
         for key, v in self.given.items():
             seen = v.node.inputs[0] if self._cast(v) else v
