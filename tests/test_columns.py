@@ -8,12 +8,14 @@ from flamert import graph as g
 from flamert.grad import grad
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import columns as on_gpu
+from flamert.ops.cuda import pointwise as pointwise_on_gpu
 from flamert.ops.cuda.pointwise import elementwise
 from flamert.ops.evaluate import evaluate
 from flamert.ops.op import Site
 from flamert.passes.columns import MAX_RESULTS, fuse_columns
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.finish import MAX_WANTED, finish_columns
+from flamert.passes.gates import remake_gates
 from flamert.passes.moments import shift_moments
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.repeat import repeat_free
@@ -29,7 +31,7 @@ def value(*shape, dtype=F):
 
 
 def fused(graph):
-    graph = repeat_free(deduplicate(graph), elementwise)
+    graph = repeat_free(remake_gates(deduplicate(graph), elementwise), elementwise)
     graph = finish_columns(fuse_columns(graph, elementwise, on_gpu.fits), elementwise, on_gpu.fits)
     return fuse_pointwise(graph, elementwise)
 
@@ -85,6 +87,52 @@ def test_batch_norm_passes_over_memory_as_seldom_as_can_be():
     made = [n for n in after.nodes if n.inputs and n.op.name not in ("reshape", "slice")]
     assert [n.op.name for n in made] == ["columns", "pointwise", "columns", "pointwise"]
     assert all(t.dtype == B for n in made for t in n.types if t.rank > 1)
+
+
+def test_relus_gate_is_made_again_from_what_is_read_anyway(monkeypatch):
+    """Backward, y is not read at all; and what is above zero there is so in the forward pass's kernel, bit by bit."""
+    monkeypatch.setattr(pointwise_on_gpu, "compiled", Kernel)
+    graph = batch_norm()
+    x, dy, *_ = graph.inputs
+    forward, backward = (n for n in fused(graph).nodes if n.op is ops.pointwise)
+    assert [[v for v in n.inputs if v.shape == x.shape] for n in (forward, backward)] == [[x], [x, dy]]
+
+    rng = np.random.default_rng(0)
+    rows = (rng.integers(-8, 8, x.shape) / 8).astype(B)
+    mean, factor = (rng.standard_normal(24).astype(F) for _ in range(2))
+    # So that some numbers are zero but for rounding.
+    bias = -((rows.reshape(-1, 24)[:24].diagonal().astype(F) - mean) * factor)
+
+    def made(node, steps, dtype):
+        """The last of so many steps of a chain, by its kernel."""
+        program, n = node.attrs["program"][:steps], len(node.inputs)
+        last = {step.op: step for step in program}
+        [add] = [step for step in program if step.op == "add"]
+        product = program[add.operands[0] - n]
+        centred = program[product.operands[0] - n]
+        given = {0: rows, centred.operands[1]: mean, product.operands[1]: factor, add.operands[1]: bias}
+        arrays = [Memory(given.get(i, np.zeros(v.shape, v.dtype))) for i, v in enumerate(node.inputs)]
+        out = Memory(np.zeros(x.shape, dtype))
+        literals = [pointwise_on_gpu.known(v) for v in node.inputs]
+        assert node.inputs[0] is x
+        pointwise_on_gpu.launch([out], arrays, [v.type for v in node.inputs], literals, program, (steps - 1,))()
+        return out.array
+
+    names = [step.op for step in backward.attrs["program"]]
+    y = made(forward, len(forward.attrs["program"]), B).astype(F)
+    assert 0.2 < (y > 0).mean() < 0.8 and (np.abs(y) < 1e-3).mean() > 0
+    np.testing.assert_array_equal(made(backward, names.index("greater") + 1, bool), y > 0)
+
+
+def test_gates_are_read_where_making_them_again_would_read_more():
+    x, y, dy = value(64, 8), value(64, 8), value(64, 8)
+    w = value(8, 8)
+    product = ops.matmul(x, w)
+    two = ops.relu(product + y)
+    alone = ops.relu(product * 2.0)
+    for out in (two, alone):
+        graph = Graph([x, y, dy, w], [out, ops.where(out > 0.0, dy, 0.0) * x])
+        assert remake_gates(graph, elementwise) is graph
 
 
 def test_what_is_made_of_sums_of_each_other_closes_no_circle():

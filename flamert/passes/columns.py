@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 from flamert import ops
 from flamert.dtypes import STANDARD_FLOAT
 from flamert.graph import Graph, Node, TensorType, Value
 from flamert.ops.pointwise import Instruction
 from flamert.passes.pointwise import ordered
+from flamert.passes.programs import shortened
 from flamert.rewrite import substitute
 
 ROWS = 32
@@ -131,29 +132,20 @@ class _Group:
         inside = {n.outputs[0] for n in order}
         outside = [v for n in order for v in n.inputs if v is not None and v not in inside]
         outside += [v for s in self.sums if (v := s.inputs[0]) is not None and v not in inside]
-        operands: dict[Hashable, Value] = {}
-        number: dict[Value, int] = {}
-        for v in outside:
-            key = alike(v)
-            number[v] = list(operands).index(key) if key in operands else len(operands)
-            operands.setdefault(key, v)
-        program: dict[Instruction, int] = {}
+        number = {v: i for i, v in enumerate(dict.fromkeys(outside))}
+        operands, program = list(number), []
         for n in order:
-            step = Instruction(n.op.name, tuple(number[v] for v in n.inputs if v is not None), tuple(n.attrs.items()))
-            number[n.outputs[0]] = program.setdefault(step, len(operands) + len(program))
+            program.append(Instruction(n.op.name, tuple(number[v] for v in n.inputs if v is not None), tuple(n.attrs.items())))
+            number[n.outputs[0]] = len(number)
+        operands, program, at = shortened(operands, program)
         attrs = {
             "program": tuple(program),
-            "results": tuple(number[s.inputs[0]] for s in self.sums),  # type: ignore[index]
+            "results": tuple(at[number[s.inputs[0]]] for s in self.sums),  # type: ignore[index]
             "means": tuple(s.op is ops.reduce_mean for s in self.sums),
             **{"kept": (), "given": 0, "finish": (), "wanted": ()},
         }
         types = tuple(TensorType(self.shape[-1:], s.types[0].dtype) for s in self.sums)
-        return Node(ops.columns, tuple(operands.values()), attrs, types, self.sums[0].source)
-
-
-def alike(v: Value) -> Hashable:
-    """The same for equal applications of an op to the same operands."""
-    return v if v.node.op.random or not v.node.inputs else (v.node.op.name, v.node.inputs, tuple(v.node.attrs.items()), v.index)
+        return Node(ops.columns, tuple(operands), attrs, types, self.sums[0].source)
 
 
 def _levels(graph: Graph, sums: Sequence[Node]) -> dict[Node, int]:

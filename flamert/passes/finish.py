@@ -9,7 +9,7 @@ from flamert import graph as g
 from flamert import ops
 from flamert.graph import INPUT, Graph, Node, TensorType, Value
 from flamert.ops.pointwise import Instruction
-from flamert.passes.columns import alike
+from flamert.passes.programs import alike, bare, shortened
 from flamert.rewrite import rebuild
 
 MAX_STEPS, MAX_GIVEN, MAX_WANTED = 24, 8, 10
@@ -163,14 +163,15 @@ class _Finish:
 
         steps = [Instruction("cast", (i,), tuple(operands[i].node.attrs.items())) for i in casts]
         steps += [step._replace(operands=tuple([at(i) for i in step.operands])) for step in program]
-        outer = [now(v.node.inputs[0] if i in moved else v) for i, v in enumerate(operands)]  # type: ignore[arg-type]
+        outer = [bare(now(v.node.inputs[0] if i in moved else v)) for i, v in enumerate(operands)]  # type: ignore[arg-type]
+        outer, steps, short = shortened(outer, steps)
         given, finish, number = self._finish(now)
         wanted = tuple([number[v] for v in self._wanted()])
         result = {
             "program": tuple(steps),
-            "results": tuple([at(k) for k in attrs["results"]]),
+            "results": tuple([short[at(k)] for k in attrs["results"]]),
             "means": attrs["means"],
-            "kept": tuple([at(k) for k in attrs["kept"]]),
+            "kept": tuple([short[at(k)] for k in attrs["kept"]]),
             "given": len(given),
             "finish": tuple(finish),
             "wanted": wanted,

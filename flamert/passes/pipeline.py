@@ -21,6 +21,7 @@ from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
 from flamert.passes.finish import finish_columns
 from flamert.passes.fold import fold
+from flamert.passes.gates import remake_gates
 from flamert.passes.heads import lay_heads
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
@@ -177,6 +178,7 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
         deduplicate,
         partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
         cast_together,
+        partial(remake_gates, eligible=on_gpu.elementwise),
         partial(repeat_free, eligible=on_gpu.elementwise),
         partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
         partial(finish_columns, eligible=on_gpu.elementwise, fits=columns.fits),
