@@ -16,6 +16,7 @@ from flamert.passes.columns import MAX_RESULTS, fuse_columns
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.finish import MAX_WANTED, finish_columns
 from flamert.passes.gates import remake_gates
+from flamert.passes.keep import keep_columns
 from flamert.passes.moments import shift_moments
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.repeat import repeat_free
@@ -32,7 +33,8 @@ def value(*shape, dtype=F):
 
 def fused(graph):
     graph = repeat_free(remake_gates(deduplicate(graph), elementwise), elementwise)
-    graph = finish_columns(fuse_columns(graph, elementwise, on_gpu.fits), elementwise, on_gpu.fits)
+    for apply in (fuse_columns, keep_columns, finish_columns):
+        graph = apply(graph, elementwise, on_gpu.fits)
     return fuse_pointwise(graph, elementwise)
 
 
@@ -62,7 +64,23 @@ def layer_norm():
     return expanded(Graph([x, scale, bias, dy], grad([y], [x, scale, bias], [dy])))
 
 
-GRAPHS = {"batch_norm": (batch_norm, 2), "layer_norm": (layer_norm, 1)}
+def residual():
+    """The gate behind a sum of two batch norms, whose gradient flows into both, backward."""
+    x, other, y, dy, more = (value(4, 8, 8, 24, dtype=B) for _ in range(5))
+    scale, mean, var = (value(24) for _ in range(3))
+    flow = ops.where(y > 0.0, dy + more, 0.0)
+    to = [ops.batch_norm_gradient(ops.cast(flow, to=F), ops.cast(v, to=F), scale, mean, var, axis=3) for v in (x, other)]
+    return expanded(Graph([x, other, y, dy, more, scale, mean, var], [flow, *[ops.cast(d, to=B) for d, *_ in to], *to[0][1:]]))
+
+
+def gelu():
+    """Its gradient, which a product reads as well as the sum that is the gradient of a bias."""
+    x, dy, w, keep = (value(50, 32, dtype=dtypes.float16) for _ in range(4))
+    d = grad([ops.gelu(x)], [x], [dy])[0]
+    return expanded(Graph([x, dy, w, keep], [ops.matmul(ops.transpose(d, perm=(1, 0)), w), ops.reduce_sum(d, axes=(0,))]))
+
+
+GRAPHS = {"batch_norm": (batch_norm, 2), "layer_norm": (layer_norm, 1), "residual": (residual, 1), "gelu": (gelu, 1)}
 
 
 def fed(graph):
@@ -106,7 +124,6 @@ def test_relus_gate_is_made_again_from_what_is_read_anyway(monkeypatch):
     def made(node, steps, dtype):
         """The last of so many steps of a chain, by its kernel."""
         program, n = node.attrs["program"][:steps], len(node.inputs)
-        last = {step.op: step for step in program}
         [add] = [step for step in program if step.op == "add"]
         product = program[add.operands[0] - n]
         centred = program[product.operands[0] - n]
@@ -122,6 +139,28 @@ def test_relus_gate_is_made_again_from_what_is_read_anyway(monkeypatch):
     y = made(forward, len(forward.attrs["program"]), B).astype(F)
     assert 0.2 < (y > 0).mean() < 0.8 and (np.abs(y) < 1e-3).mean() > 0
     np.testing.assert_array_equal(made(backward, names.index("greater") + 1, bool), y > 0)
+
+
+def test_what_is_summed_up_is_written_where_it_is():
+    """The gradient behind a gate is not read for the sums, nor is it launched for by itself."""
+    graph = residual()
+    after = fused(graph)
+    [sums] = [n for n in after.nodes if n.op is ops.columns]
+    assert graph.outputs[0] not in after.outputs and after.outputs[0].node is sums
+    whole = [n for n in after.nodes if n.op is ops.pointwise and n.types[0].rank == 4]
+    assert len(whole) == 2 and all(after.outputs[0] in n.inputs for n in whole)
+    [sums] = [n for n in fused(gelu()).nodes if n.op is ops.columns]
+    assert sums.types[1:] == (TensorType((50, 32), dtypes.float16),)
+
+
+def test_what_needs_the_sums_of_what_it_is_summed_up_with_closes_no_circle():
+    x, y, w = value(64, 8), value(64, 8), value(8, 8)
+    z = x * y
+    later = ops.exp(ops.matmul(z, w))
+    graph = Graph([x, y, w], [later, ops.reduce_sum(z * later, axes=(0,)), ops.reduce_sum(z, axes=(0,))])
+    after = fused(graph)
+    for old, new in zip(evaluate(graph.outputs, fed(graph)), evaluate(after.outputs, fed(graph)), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-4)
 
 
 def test_gates_are_read_where_making_them_again_would_read_more():

@@ -80,6 +80,8 @@ class _Group:
             n = v.node
             if n not in around.eligible or v.shape != self.shape or v in around.kept or len(self.taken) >= MAX_STEPS:
                 continue
+            if v not in self.outer:  # an operand twice
+                continue
             others = around.readers[v] - self.taken.keys() - set(self.sums)
             if len(others) > 1 or any(other not in around.eligible for other in others):
                 continue

@@ -23,6 +23,7 @@ from flamert.passes.finish import finish_columns
 from flamert.passes.fold import fold
 from flamert.passes.gates import remake_gates
 from flamert.passes.heads import lay_heads
+from flamert.passes.keep import keep_columns
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
 from flamert.passes.parts import join_parts
@@ -181,6 +182,7 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
         partial(remake_gates, eligible=on_gpu.elementwise),
         partial(repeat_free, eligible=on_gpu.elementwise),
         partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
+        partial(keep_columns, eligible=on_gpu.elementwise, fits=columns.fits),
         partial(finish_columns, eligible=on_gpu.elementwise, fits=columns.fits),
         partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),
     )

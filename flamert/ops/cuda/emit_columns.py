@@ -178,6 +178,11 @@ def _element(of: Columns) -> list[str]:
             lines.append(f"const {COMPUTED[o.type.dtype]} t{i} = {value};")
     lines += [f"const {COMPUTED[of.types[i].dtype]} t{i} = h{i}[v];" for i in held]
     statements, known = body(of.program, of.types, names, of.quick, ahead)
+    for k in of.kept:
+        if (dtype := of.types[k].dtype) in dtypes.HALF and k >= n:
+            # Sums are of what others will read.
+            name, _, made = statements[k - n].partition(" = ")
+            statements[k - n] = f"{name} = load(Store<{STORED[dtype]}, {COMPUTED[dtype]}>::as({made[:-1]}));"
     lines += [s for k, s in enumerate(statements, n) if not ahead[k]]
     lines += [f"sums{r}[v] += {known[k]};" for r, k in enumerate(of.results)]
     for k in of.kept:
