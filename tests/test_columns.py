@@ -9,6 +9,7 @@ from flamert.grad import grad
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import columns as on_gpu
 from flamert.ops.cuda import pointwise as pointwise_on_gpu
+from flamert.ops.cuda.lay_columns import MULTIPROCESSORS, THREADS, WARP, laid
 from flamert.ops.cuda.pointwise import elementwise
 from flamert.ops.evaluate import evaluate
 from flamert.ops.op import Site
@@ -229,6 +230,8 @@ def test_relu_is_not_repeated_where_its_operand_would_have_to_be_kept():
     z = ops.relu(x * y)
     graph = Graph([x, y], [ops.exp(z), ops.tanh(z)])
     assert repeat_free(graph, elementwise) is graph
+    kept = Graph([x, y], [ops.exp(z), ops.tanh(z), z.node.inputs[0]])
+    assert count(repeat_free(kept, elementwise))["relu"] == 2
     wide = ops.cast(value(64, 8, dtype=B), to=F)
     split = repeat_free(Graph([wide.node.inputs[0]], [ops.exp(wide), ops.tanh(wide)]), elementwise)
     assert count(split)["cast"] == 2
@@ -288,6 +291,15 @@ def test_kernels_compile(monkeypatch):
             bound(monkeypatch, again, arrays, outs, lambda source, name: sources.append(source))
     for source in dict.fromkeys(sources):
         compile_source(*nvrtc(), source)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("inner", [64, 128, 256, 512, 768, 1024, 2048, 3072])
+def test_blocks_fill_a_large_gpu(inner, size):
+    of = laid(50000, inner, [size, size], 3)
+    blocks = of.blocks * of.splits
+    assert blocks / (-(-blocks // MULTIPROCESSORS) * MULTIPROCESSORS) > 0.9
+    assert of.batch * of.width * 2 * size >= 32 and of.columns * 4 * THREADS // WARP * MAX_RESULTS <= 48 << 10
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])

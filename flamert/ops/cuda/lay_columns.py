@@ -11,7 +11,10 @@ THREADS = 1024
 """One block of as many for each multiprocessor: the fewer blocks, the less has to be put together in the end."""
 
 MULTIPROCESSORS = 132
-"""Of a large GPU. Blocks are no more, so that all run at once and end together."""
+"""Of a large GPU. Where columns allow it, blocks are no more, so that all run at once and end together."""
+
+ROUNDS, ROUND = 4, 0.04
+"""How often a multiprocessor may get a block, and what each time costs, as a part of all."""
 
 WARP = 32
 
@@ -82,4 +85,13 @@ def laid(length: int, inner: int, sizes: Sequence[int], numbers: int) -> Layout:
     while across < min(WARP, ACROSS // width, max(1, LINE // (width * max(sizes)))) and across * width < inner:
         across *= 2
     whole = Layout(length, inner, width, across, batch, 1)
-    return whole._replace(splits=max(1, min(MULTIPROCESSORS // whole.blocks, -(-length // whole.down))))
+    return whole._replace(splits=min(_splits(whole.blocks), -(-length // whole.down)))
+
+
+def _splits(blocks: int) -> int:
+    """Blocks beneath each other, of so many side by side, that leave few multiprocessors without any and end soon."""
+
+    def filled(rounds: int) -> float:
+        return rounds * MULTIPROCESSORS // blocks * blocks / (rounds * MULTIPROCESSORS) - ROUND * rounds
+
+    return max(1, max(range(1, ROUNDS + 1), key=filled) * MULTIPROCESSORS // blocks)
