@@ -7,7 +7,7 @@ import pytest
 
 from flamert import dtypes
 from flamert.ops.cuda import copy
-from flamert.ops.cuda.emit_copy import UNITS, across, over_rows, plain, steps_of, tiled
+from flamert.ops.cuda.emit_copy import UNITS, across, over_rows, plain, short, steps_of, strips, tiled
 from flamert.runtime.device import device, storage
 from tests.emulated import Kernel, Memory
 from tests.test_emit import compile_source, nvrtc
@@ -37,6 +37,19 @@ def test_what_runs_crosswise_goes_through_tiles():
     assert nhwc == (2, (8, 196, 64), (12544, 64, 1), (12544, 1, 196)) and across(nhwc) == 1
 
 
+def test_short_axes_go_in_strips():
+    """Weights of a convolution with channels last, turned for its data gradient, and the gradient put back; not long rows."""
+    o, i = 512, 256
+    weights = steps_of(2, (o, 3, 3, i), (18 * i, 6 * i, 2 * i, 2), (18 * i, 6, 2, 18))
+    assert weights == (2, (o, 9, i), (9 * i, i, 1), (9 * i, 1, 9)) and short(weights) == 1
+    turned = steps_of(2, (i, 3, 3, o), (18 * o, 6 * o, 2 * o, 2), (18, -6, -2, 18 * i))
+    assert turned == (2, (i, 9, o), (9 * o, o, 1), (9, -1, 9 * i)) and short(turned) == 1
+    back = steps_of(2, (o, i, 3, 3), (18 * i, 18, 6, 2), (18 * i, 2, 6 * i, 2 * i))
+    assert back == (2, (o, i, 9), (9 * i, 9, 1), (9 * i, 1, i)) and short(back) == 2
+    assert short(steps_of(2, (8, 64, 48), (64 * 96, 96, 2), (64 * 96, 2, 128))) is None
+    assert short(steps_of(4, (64, 48), (48 * 4, 4), (48 * 8, 8))) is None
+
+
 @pytest.mark.parametrize("size", UNITS)
 def test_copies_compile(size):
     lib, include = nvrtc()
@@ -46,6 +59,7 @@ def test_copies_compile(size):
         compile_source(lib, include, over_rows(size, wide))
     for rank in (2, 3, 5):
         compile_source(lib, include, tiled(size, rank))
+        compile_source(lib, include, strips(size, rank, 9, rank == 3))
 
 
 def layouts(rank):
@@ -59,6 +73,25 @@ def arrays(shape, dtype, order):
     rng = np.random.default_rng(0)
     lying = rng.integers(0, 200, [shape[i] for i in order]).astype(dtype)
     return lying.transpose(np.argsort(order))
+
+
+WEIGHTS = {
+    "last": ((40, 20, 3, 3), lambda x: x.transpose(0, 2, 3, 1)),
+    "turned": ((40, 20, 3, 3), lambda x: x[:, :, ::-1, ::-1].transpose(1, 2, 3, 0)),
+    "back": ((40, 3, 3, 20), lambda x: x.transpose(0, 3, 1, 2)),
+    "image": ((2, 3, 17, 20), lambda x: x.transpose(0, 2, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_go_in_strips(name, monkeypatch):
+    monkeypatch.setattr(copy, "compiled", Kernel)
+    shape, view = WEIGHTS[name]
+    x = view(arrays(shape, dtypes.bfloat16, range(4)))
+    out = np.zeros(x.shape, x.dtype)
+    call = copy.copier(Memory(out), Memory(x))
+    call()
+    assert call.kernel.name == "strips_2" and out.tobytes() == x.tobytes()
 
 
 ODD = {

@@ -12,6 +12,7 @@ from flamert import dtypes
 from flamert import graph as g
 from flamert.graph import OPERATORS, Graph, TensorType
 from flamert.ops.cuda.emit import EXPRESSIONS, HEADER, MOST, PARAMETERS, Operand, expressible, merged, named
+from flamert.ops.cuda.emit_bands import banded, bands
 from flamert.ops.cuda.emit_chain import Chain, by_tiles, chain, over_table
 from flamert.ops.cuda.pointwise import value_types
 from flamert.ops.evaluate import evaluate
@@ -106,6 +107,18 @@ def test_every_layout_compiles(strides, wide):
     compile_source(lib, include, chain(Chain(program, types, operands, (0, 1), 2, 4, wide, over=True)))
     if not wide:
         compile_source(lib, include, by_tiles(Chain(program, types, operands, (0, 1), 2, 4, wide), [0]))
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), dtypes.bfloat16])
+def test_kernels_that_keep_numbers_of_columns_compile(dtype):
+    lib, include = nvrtc()
+    program = (Instruction("mul", (0, 1)), Instruction("add", (4, 2)), Instruction("maximum", (5, 3)))
+    types = value_types(program, [TensorType((4096, 8), dtype), *[TensorType((8,), dtype)] * 2, TensorType((), dtype)])
+    strides = [(8, 1), (0, 1), (0, 1), (0, 0)]
+    assert banded((4096, 8), strides)
+    of = Chain(program, types, [Operand(dtype, s) for s in strides], (0, 2), 2, 4, False)
+    for rows in (1, 4):
+        compile_source(lib, include, bands(of, rows))
 
 
 @pytest.mark.parametrize("width", [1, 4])

@@ -110,6 +110,20 @@ def test_rows_of_odd_length_are_written_in_wide_accesses(rows, length, on_cpu):
         assert not any(r[:i].any() or r[i + rows * length :].any() for i, r in zip(at, room, strict=True))
 
 
+@pytest.mark.parametrize("busy", [0, 1 << 20])
+@pytest.mark.parametrize("shape", [(3, 50, 24), (1, 7, 64), (2, 33, 5)])
+def test_numbers_of_columns_are_kept_for_several_rows(shape, busy, on_cpu, monkeypatch):
+    monkeypatch.setattr("flamert.ops.cuda.emit_bands.BUSY", busy)
+    operands, outs = drawn(shape[-1:], shape, shape[-1:]), results(shape)
+    call = launched(operands, outs)
+    rows = 1 if busy else 4
+    assert call.kernel.name.startswith("bands_") and call.arguments[-1] == -(-shape[0] * shape[1] // rows)
+    check(call, outs, operands)
+    y, _ = wanted(*operands)
+    launched(operands, (operands[1],), results=(2,))()
+    np.testing.assert_allclose(operands[1], y, rtol=2e-6, atol=2e-6)
+
+
 def test_a_result_may_lie_where_an_operand_does(on_cpu):
     a, b, c = drawn((48, 33), (33, 48), (33, 48))
     y, _ = wanted(a.T, b, c)

@@ -10,6 +10,7 @@ from flamert.dtypes import STANDARD_FLOAT
 from flamert.graph import Graph, Node, TensorType, Value
 from flamert.ops.pointwise import Instruction
 from flamert.passes.pointwise import ordered
+from flamert.passes.programs import shortened
 from flamert.rewrite import substitute
 
 ROWS = 32
@@ -39,11 +40,10 @@ def fuse_columns(graph: Graph, eligible: Callable[[Node], bool], fits: Callable[
         group.grow()
     found: dict[Value, Value] = {}
     for group in groups:
-        if len(group.sums) > 1 or group.taken:
-            made = group.made()
-            if fits(made):
-                for old, new in zip(group.sums, made.outputs, strict=True):
-                    found[old.outputs[0]] = ops.reshape(new, shape=old.types[0].shape)
+        made = group.made()
+        if fits(made):
+            for old, new in zip(group.sums, made.outputs, strict=True):
+                found[old.outputs[0]] = ops.reshape(new, shape=old.types[0].shape)
     return substitute(graph, found) if found else graph
 
 
@@ -79,6 +79,8 @@ class _Group:
             v = pending.pop()
             n = v.node
             if n not in around.eligible or v.shape != self.shape or v in around.kept or len(self.taken) >= MAX_STEPS:
+                continue
+            if v not in self.outer:  # an operand twice
                 continue
             others = around.readers[v] - self.taken.keys() - set(self.sums)
             if len(others) > 1 or any(other not in around.eligible for other in others):
@@ -127,20 +129,22 @@ class _Group:
         return True
 
     def made(self) -> Node:
-        """The group as one node."""
+        """The group as one node. What was repeated for each of its readers is read, and computed, only once."""
         order = ordered([v.node for s in self.sums if (v := s.inputs[0]) is not None and v.node in self.taken], set(self.taken))
         inside = {n.outputs[0] for n in order}
-        operands = list(dict.fromkeys(v for n in order for v in n.inputs if v is not None and v not in inside))
-        operands += [v for s in self.sums if (v := s.inputs[0]) is not None and v not in inside and v not in operands]
-        number = {v: i for i, v in enumerate(operands)}
-        program = []
+        outside = [v for n in order for v in n.inputs if v is not None and v not in inside]
+        outside += [v for s in self.sums if (v := s.inputs[0]) is not None and v not in inside]
+        number = {v: i for i, v in enumerate(dict.fromkeys(outside))}
+        operands, program = list(number), []
         for n in order:
             program.append(Instruction(n.op.name, tuple(number[v] for v in n.inputs if v is not None), tuple(n.attrs.items())))
             number[n.outputs[0]] = len(number)
+        operands, program, at = shortened(operands, program)
         attrs = {
             "program": tuple(program),
-            "results": tuple(number[s.inputs[0]] for s in self.sums),  # type: ignore[index]
+            "results": tuple(at[number[s.inputs[0]]] for s in self.sums),  # type: ignore[index]
             "means": tuple(s.op is ops.reduce_mean for s in self.sums),
+            **{"kept": (), "given": 0, "finish": (), "wanted": ()},
         }
         types = tuple(TensorType(self.shape[-1:], s.types[0].dtype) for s in self.sums)
         return Node(ops.columns, tuple(operands), attrs, types, self.sums[0].source)

@@ -19,9 +19,12 @@ from flamert.passes.columns import fuse_columns
 from flamert.passes.cross_entropy import losses_by_rows, narrow_losses, widen_losses
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.epilogue import fuse_epilogues
+from flamert.passes.finish import finish_columns
 from flamert.passes.fold import fold
+from flamert.passes.gates import remake_gates
 from flamert.passes.groups import open_groups
 from flamert.passes.heads import lay_heads
+from flamert.passes.keep import keep_columns
 from flamert.passes.layers import merge_layers
 from flamert.passes.layout import channels_last
 from flamert.passes.moments import shift_moments
@@ -187,7 +190,10 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
         deduplicate,
         partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
         cast_together,
+        partial(remake_gates, eligible=on_gpu.elementwise),
         partial(repeat_free, eligible=on_gpu.elementwise),
         partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
+        partial(keep_columns, eligible=on_gpu.elementwise, fits=columns.fits),
+        partial(finish_columns, eligible=on_gpu.elementwise, fits=columns.fits),
         partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),
     )

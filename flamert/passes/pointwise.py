@@ -8,6 +8,7 @@ from typing import NamedTuple
 from flamert import ops
 from flamert.graph import INPUT, Graph, Node, Value, sourced
 from flamert.ops.pointwise import MAX_INPUTS, Instruction
+from flamert.passes.programs import bare, shortened
 from flamert.rewrite import with_inputs
 
 MAX_STEPS = 32
@@ -155,10 +156,12 @@ def _fused(chain: Chain, new: dict[Value | None, Value | None]) -> Sequence[Valu
         operands = tuple(number[v] for v in node.inputs if v is not None)
         program.append(Instruction(node.op.name, operands, tuple(node.attrs.items())))
         number[node.outputs[0]] = len(number)
+    size = chain.roots[0].types[0].size
+    inputs = [v if now is None else now for v in outer for now in [new.get(v, v)]]
+    inputs, program, at = shortened([bare(v) if v.type.size < size else v for v in inputs], program)
     # The roots' types are known: finding them again through the chain's body would take longer than all of this.
     types = tuple([root.types[0] for root in chain.roots])
-    inputs = tuple([new.get(v, v) for v in outer])
     if len(types) == 1:
-        return Node(ops.pointwise, inputs, {"program": tuple(program)}, types).outputs
-    results = tuple([number[root.outputs[0]] - len(outer) for root in chain.roots])
-    return Node(ops.pointwise_many, inputs, {"program": tuple(program), "results": results}, types).outputs
+        return Node(ops.pointwise, tuple(inputs), {"program": tuple(program)}, types).outputs
+    results = tuple([at[number[root.outputs[0]]] - len(inputs) for root in chain.roots])
+    return Node(ops.pointwise_many, tuple(inputs), {"program": tuple(program), "results": results}, types).outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flamert.graph import Graph, Node, Value, uses
+from flamert.graph import Graph, Node, Value
 from flamert.rewrite import rebuild, with_inputs
 
 CHEAP = frozenset(
@@ -25,7 +25,14 @@ def repeat_free(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
     Whoever absorbs its copy reads the operand in the result's place, and nobody has to write it. Copies that nobody absorbs
     are one node again after `deduplicate`. eligible: which nodes can be absorbed.
     """
-    count = uses(graph)
+    readers: dict[Value, list[Node]] = {v: [] for v in graph.outputs}
+    for node in graph.nodes:
+        for u in node.inputs:
+            if u is not None:
+                readers.setdefault(u, []).append(node)
+    returned = set(graph.outputs)
+    there = {v for v, nodes in readers.items() if v in returned or not all(eligible(n) for n in nodes)}
+    """What is in memory for others in any case, or is summed up, and can be written there."""
     shared: set[Value] = set()
 
     def free(node: Node) -> bool:
@@ -36,10 +43,10 @@ def repeat_free(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
             return False
         # What is absorbed itself may never be written; with copies it would have to be, unless it is smaller anyway.
         kept = not eligible(whole[0].node) or whole[0] in shared
-        return kept or whole[0].type.nbytes < node.types[0].nbytes
+        return kept or whole[0].type.nbytes < node.types[0].nbytes or (whole[0] in there and node.outputs[0] not in there)
 
     for node in graph.nodes:
-        if len(node.types) == 1 and count[node.outputs[0]] > 1 and free(node):
+        if len(node.types) == 1 and len(readers[node.outputs[0]]) + (node.outputs[0] in returned) > 1 and free(node):
             shared.add(node.outputs[0])
     if not shared:
         return graph

@@ -12,9 +12,9 @@ def f32(*shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def program(*steps, results, means):
-    made = tuple(Instruction(name, operands, attrs) for name, operands, attrs in steps)
-    return {"program": made, "results": results, "means": means}
+def program(*steps, results, means, finish=(), **attrs):
+    made, finish = (tuple(Instruction(name, operands, attrs) for name, operands, attrs in s) for s in (steps, finish))
+    return {"program": made, "results": results, "means": means, "finish": finish, **attrs}
 
 
 def moments(dy, x, mean, r, **attrs):
@@ -27,8 +27,22 @@ def gated(dy, y, x, zero, **attrs):
     return flow.sum(0), (flow * x).mean(0)
 
 
+def standardised(x, first, scale, **attrs):
+    d = x - first
+    mean, square = d.mean((0, 1)), np.square(d).mean((0, 1))
+    return scale / np.sqrt(square - mean * mean + 1), mean, d
+
+
+def written(dy, y, zero, **attrs):
+    flow = np.where(y > 0, dy, 0)
+    return flow.sum(0), flow
+
+
 STEPS = [("sub", (1, 2), ()), ("mul", (4, 3), ()), ("mul", (0, 5), ())]
 GATE = [("greater", (1, 3), ()), ("where", (4, 0, 3), ()), ("mul", (5, 2), ())]
+
+SPREAD = [("sub", (0, 1), ()), ("mul", (2, 2), ())]
+DEVIATION = [("mul", (0, 0), ()), ("sub", (1, 4), ()), ("add", (5, 3), ()), ("sqrt", (6,), ()), ("div", (2, 7), ())]
 
 BY_ROW = [f32(5, 9, 7), f32(5, 9, 7), f32(5, 9, 1), f32(5, 9, 1)]
 
@@ -69,5 +83,23 @@ CASES = [
         lambda x, **attrs: (np.square(x).mean(0),),
         tolerance=(1e-4, 1e-5),
         name="long",
+    ),
+    Case(
+        "columns",
+        [f32(5, 411, 16), f32(1, 1, 16), f32(16), np.ones((), np.float32)],
+        program(*SPREAD, results=(2, 3), means=(True, True), finish=DEVIATION, given=2, wanted=(8, 0), kept=(2,)),
+        lambda x, first, scale, one, **attrs: standardised(x, first, scale),
+        tolerance=(1e-4, 1e-4),
+        constants=(3,),
+        name="finished",
+    ),
+    Case(
+        "columns",
+        [f32(900, 12).astype(np.float16), f32(900, 12).astype(np.float16), np.zeros((), np.float16)],
+        program(("greater", (1, 2), ()), ("where", (3, 0, 2), ()), results=(4,), means=(False,), kept=(4,)),
+        written,
+        tolerance=(2e-3, 1e-2),
+        constants=(2,),
+        name="kept",
     ),
 ]

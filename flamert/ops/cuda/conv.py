@@ -94,6 +94,8 @@ def _(
 def _packed(site: Site, w: Any) -> tuple[Any, list[Launch]]:
     """Weights [M, C, kernel…] that lie with channels last, and the copy that puts them there, each time if they change."""
     xp, order = site.xp, (0, *range(2, w.ndim), 1)
+    if math.prod(w.shape[2:]) == 1 and w.flags.c_contiguous:  # of one point: they lie in both orders
+        return first(w.reshape([w.shape[i] for i in order])), []
 
     def made() -> Any:
         return xp.ascontiguousarray(w.transpose(order))
@@ -173,8 +175,8 @@ def _(
 
 
 def _weights(node: Node) -> tuple[TensorType, ...]:
-    """cuDNN's scratch, and the result with channels last."""
-    return (*_workspace(node), node.types[0])
+    """cuDNN's scratch, and the result with channels last, unless it lies in both orders."""
+    return (*_workspace(node), *([] if math.prod(node.attrs["kernel"]) == 1 else [node.types[0]]))
 
 
 @kernel(OPS["conv_weight_gradient_channels_last"], "cupy", when=_suits, bind=True, workspace=_weights)
@@ -182,9 +184,9 @@ def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads:
     windows = Windows(strides, pads, dilations)
     attrs = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": group}
     operands = first(x), first(dy)
-    last = site.work[1].reshape(out.shape[0], *out.shape[2:], out.shape[1])
+    last = (*site.work[1:], out)[0].reshape(out.shape[0], *out.shape[2:], out.shape[1])
     made = _plain(site, conv_weight_gradient, "wgrad", operands, first(last), windows, attrs)
-    return one([made, copier(out, first(last))])
+    return one([made, copier(out, first(last))] if site.work[1:] else [made])
 
 
 def _plain(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flamert.ops.cuda.emit_copy import THREADS, UNITS, Steps, across, edge, over_rows, plain, steps_of, tiled
+from flamert.ops.cuda.emit_copy import THREADS, UNITS, Steps, across, edge, over_rows, plain, short, steps_of, strips, tiled
 from flamert.ops.cuda.launch import Launch, compiled, extent
 
 AT_ONCE = 132 * 2048
@@ -25,7 +25,7 @@ def copier(out: Any, x: Any) -> Callable[[], Any]:
     if not x.size:
         return lambda: None
     steps = steps_of(size, x.shape, out.strides, x.strides, (out.data.ptr, x.data.ptr))
-    return _through_tiles(steps, out, x) or _over_rows(steps, out, x) or _in_order(steps, out, x)
+    return _through_tiles(steps, out, x) or _over_rows(steps, out, x) or _in_strips(steps, out, x) or _in_order(steps, out, x)
 
 
 def _over_rows(steps: Steps, out: Any, x: Any) -> Launch | None:
@@ -51,6 +51,21 @@ def _in_order(steps: Steps, out: Any, x: Any) -> Launch:
     sizes = [index(n), *map(index, steps.shape[1:]), *map(np.int64, (*steps.of, *steps.out))]
     kernel = compiled(plain(steps.size, rank, turns, wide), f"copy_{steps.size}")
     return Launch(kernel, (-(-n // (turns * THREADS)),), THREADS, (x, out, *sizes), [extent(x)], [extent(out)])
+
+
+def _in_strips(steps: Steps, out: Any, x: Any) -> Launch | None:
+    """None where there is no short axis that is dense on one side."""
+    of_each = short(steps)
+    if of_each is None:
+        return None
+    order = [k for k in range(len(steps.shape)) if k != of_each] + [of_each]
+    shape, of, to = ([group[k] for k in order] for group in (steps.shape, steps.of, steps.out))
+    n, each = math.prod(shape[:-1]), shape[-1]
+    wide = n * each >= 1 << 31
+    index = np.uint64 if wide else np.uint32
+    sizes = [index(n), *map(index, shape[1:-1]), *map(np.int64, (*of, *to))]
+    kernel = compiled(strips(steps.size, len(shape), each, wide), f"strips_{steps.size}")
+    return Launch(kernel, (-(-n // THREADS),), THREADS, (x, out, *sizes), [extent(x)], [extent(out)])
 
 
 def _through_tiles(steps: Steps, out: Any, x: Any) -> Launch | None:

@@ -166,24 +166,50 @@ QUICK = {"erf(": "quick_erf(", "logistic<float>(": "quick_logistic("}
 
 
 def body(
-    program: Sequence[Instruction], types: Sequence[TensorType], names: Sequence[str], quick: bool = False
+    program: Sequence[Instruction],
+    types: Sequence[TensorType],
+    names: Sequence[str],
+    quick: bool = False,
+    ahead: Sequence[bool] | None = None,
 ) -> tuple[list[str], list[str]]:
     """C statements that compute a chain on operands of these C names, and the names of all values. types: of all values.
 
-    quick: everything that is computed will be rounded to a half type.
+    quick: everything that is computed will be rounded to a half type. ahead: values whose statements will stand elsewhere,
+    where their operands cannot be named.
     """
     known = list(names)
+    n = len(names)
     lines = []
-    for step, type in zip(program, types[len(names) :], strict=True):
+    for step, type in zip(program, types[n:], strict=True):
         name = f"t{len(known)}"
         c = COMPUTED[type.dtype]
-        text = expression(step, [known[i] for i in step.operands], type.dtype, types)
+        k = _added_product(step, len(known), program, n, ahead) if c in MULTIPLY_ADD else None
+        if k is not None:
+            # Compilers would make one instruction of them where they see fit. Said here, it has the same bits in all kernels.
+            addend = step.operands[1 if step.operands[0] == k else 0]
+            text = f"{MULTIPLY_ADD[c]}({', '.join(known[i] for i in (*program[k - n].operands, addend))})"
+        else:
+            text = expression(step, [known[i] for i in step.operands], type.dtype, types)
         if quick and c == "float" and (step.op != "erf" or _shifted(len(known), program)):
             for plain, other in QUICK.items():
                 text = text.replace(plain, other)
         lines.append(f"const {c} {name} = {text};")
         known.append(name)
     return lines, known
+
+
+MULTIPLY_ADD = {"float": "fmaf", "double": "fma"}
+"""C's functions for a · b + c, rounded once."""
+
+
+def _added_product(
+    step: Instruction, value: int, program: Sequence[Instruction], n: int, ahead: Sequence[bool] | None
+) -> int | None:
+    """The number of the product that an addition adds something to, the addition being `value` and the operands n; or None."""
+    for k in step.operands if step.op == "add" else ():
+        if k >= n and program[k - n].op == "mul" and (ahead is None or ahead[value] or not ahead[k]):
+            return k
+    return None
 
 
 def _shifted(value: int, program: Sequence[Instruction]) -> bool:

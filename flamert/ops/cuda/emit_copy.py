@@ -67,6 +67,22 @@ def across(steps: Steps) -> int | None:
     return next((k for k in range(last) if steps.of[k] == 1 and steps.shape[k] >= TILED), None)
 
 
+def short(steps: Steps) -> int | None:
+    """An axis of few units that is dense on one side, the last other axis being long and dense on the other side; else None.
+
+    A thread that copies all of these leaves its neighbours dense accesses on the one side, and caches with lines that are
+    wanted again at once on the other: what weights of convolutions come to.
+    """
+    last = len(steps.shape) - 1
+    for k in (last, *range(last - 1, -1, -1)):
+        rest = last - 1 if k == last else last
+        if rest < 0 or not 1 < steps.shape[k] < TILED or steps.shape[rest] < TILED:
+            continue
+        if (k == last and steps.out[k] == steps.of[rest] == 1) or (k < last and abs(steps.of[k]) == steps.out[rest] == 1):
+            return k
+    return None
+
+
 def edge(size: int) -> int:
     """Units along both sides of a tile: wider where they are small, so that enough of them are on their way at once."""
     return 64 if size <= 2 else 32
@@ -129,6 +145,31 @@ extern "C" __global__ void __launch_bounds__({THREADS}) rows_copy_{size}(
   }} else {{
     for (int v = 0; v < left; v++) out[i + v] = held.v[v];
   }}
+}}
+"""
+
+
+def strips(size: int, rank: int, each: int, wide: bool) -> str:
+    """The source of a kernel `strips_…(x, out, n, lengths…, strides…)`: n threads, each for all units along the last axis.
+
+    That is the short one here, put behind the others. lengths of all but it and the outermost, and strides as in `plain`.
+    """
+    c, index = UNITS[size], _index(wide)
+    parameters = [f"const {c}* x", f"{c}* out", f"{index} n", *[f"{index} d{k}" for k in range(1, rank - 1)]]
+    parameters += [f"long long {name}{k}" for name in ("s", "y") for k in range(rank)]
+    place, at = (" + ".join(f"x{k} * {name}{k}" for k in range(rank - 1)) for name in ("s", "y"))
+    return f"""{HEADER}
+extern "C" __global__ void __launch_bounds__({THREADS}) strips_{size}({", ".join(parameters)}) {{
+  const {index} i = blockIdx.x * ({index}){THREADS} + threadIdx.x;
+  if (i >= n) return;
+  {" ".join(decomposed("i", index, rank - 1))}
+  x += {place};
+  out += {at};
+  {c} held[{each}];
+  #pragma unroll
+  for (int k = 0; k < {each}; k++) held[k] = x[k * s{rank - 1}];
+  #pragma unroll
+  for (int k = 0; k < {each}; k++) out[k * y{rank - 1}] = held[k];
 }}
 """
 

@@ -13,6 +13,7 @@ import numpy as np
 from flamert.graph import OPERATORS, Node, TensorType
 from flamert.ops.cast import cast_many
 from flamert.ops.cuda.emit import Loop, Operand, expressible, merged
+from flamert.ops.cuda.emit_bands import banded, bands, turns
 from flamert.ops.cuda.emit_chain import SIDE, THREADS, TURNS, Chain, by_tiles, chain, over_table
 from flamert.ops.cuda.emit_copy import TILED
 from flamert.ops.cuda.launch import Flat, Launch, compiled, extent
@@ -112,6 +113,8 @@ def launch(
     dense = _crosswise(loop, found.strides)
     if dense is not None:
         return _by_tiles(found, loop, dense)
+    if banded(loop.shape, found.strides) and loop.strides[-1] == (loop.shape[1], 1):
+        return _by_bands(found, loop)
     n, rank = out.size, len(loop.shape)
     flat = rank == 1 and all(s[0] in (0, 1) for s in found.strides)
     width = _width(loop.shape[-1], list(zip(arrays, found.strides, strict=True)), outs, flat)
@@ -188,6 +191,18 @@ def _by_tiles(found: _Found, loop: Loop, dense: int) -> Launch:
     arguments = [*found.arrays, *found.outs, *map(np.uint32, shape)]
     arguments += [np.int64(d) for s in strides for d in s if d] + [np.int64(d) for d in to]
     return found.launch(compiled(by_tiles(of, numbers), f"tiles_{of.name}"), blocks, arguments)
+
+
+def _by_bands(found: _Found, loop: Loop) -> Launch:
+    """A chain over rows, several of whose operands have a number for each column."""
+    length, inner = loop.shape
+    width = _width(inner, list(zip(found.arrays, found.strides, strict=True)), found.outs)
+    of = found.chain(2, width, wide=False)
+    width, rows = turns(of, loop.shape)
+    of = of._replace(width=width)
+    across, step = inner // width, -(-length // rows)
+    arguments = [*found.arrays, *found.outs, np.uint32(length), np.uint32(across), np.uint32(step)]
+    return found.launch(compiled(bands(of, rows), f"bands_{of.name}"), -(-across * step // THREADS), arguments)
 
 
 def known(value: Any) -> Any:
