@@ -122,13 +122,23 @@ def test_what_a_norm_made_of_the_residual_is_made_again(half):
     assert [(t.size // 54, t.dtype) for t in forward.types] == [(1, F), (64, F), (64, B)]
 
 
-def test_the_larger_is_not_kept_for_the_smaller():
+def behind_a_product(to):
+    """A group whose result a product reads, and as the type `to` only another group behind the product."""
     x, w = value(40, 64), value(64, 64)
-    half = ops.cast(ops.layer_norm(x + 1.0, axis=-1), to=B)
-    again = ops.cast(half, to=F) * 2.0
-    y = again - ops.reduce_mean(again, axes=(1,), keepdims=True)
-    graph = Graph([x, w], [ops.matmul(x + 1.0, w), y])
-    assert remake_rows(fuse_rows(open_rows(graph), elementwise, on_gpu.fits), on_gpu.fits) is not None
+    y = ops.softmax(x, axis=-1)
+    gated = ops.cast(y * 2.0, to=to) * ops.cast(ops.matmul(y, w), to=to)
+    graph = Graph([x, w], [gated - ops.reduce_max(gated, axes=(1,), keepdims=True)])
+    fused = fuse_rows(deduplicate(open_rows(graph)), elementwise, on_gpu.fits)
+    after = remake_rows(fused, on_gpu.fits)
+    feeds = {v: np.random.default_rng(3).standard_normal(v.shape).astype(F) for v in graph.inputs}
+    [old], [new] = evaluate(graph.outputs, feeds), evaluate(after.outputs, feeds)
+    assert old.tobytes() == new.tobytes()
+    return [[t.dtype for t in n.types] for n in groups(after, summing=False)]
+
+
+def test_the_larger_is_not_kept_for_the_smaller():
+    assert behind_a_product(F) == [[F], [F]]
+    assert behind_a_product(B) == [[F, B], [B]]
 
 
 def summed(make):

@@ -34,9 +34,11 @@ def sum_rows(graph: Graph, eligible: Callable[[Node], bool], fits: Callable[[Nod
     homes = _Homes(groups, eligible)
     found: dict[Node, list[Node]] = {}
     for node in sums:
-        for group in homes.near(node):
+        for group, behind in homes.near(node):
             taken = [*found.get(group, ()), node]
-            if len(taken) <= MAX_SUMS and not homes.behind(group, node) and _fitting(homes.grown(group, taken), fits):
+            if len(taken) > MAX_SUMS or not _fitting(homes.grown(group, taken), fits):
+                continue
+            if behind or not homes.needs(group, node):
                 found[group] = taken
                 homes.home[node] = group
                 break
@@ -60,8 +62,8 @@ class _Homes:
                 if v is not None:
                     self.reading.setdefault(v, []).append(group)
 
-    def near(self, node: Node) -> Iterator[Node]:
-        """Groups that make or read something that a sum is made of, makers first."""
+    def near(self, node: Node) -> Iterator[tuple[Node, bool]]:
+        """Groups that make or read something that a sum is made of, makers first; and whether the sum lies behind them."""
         pending, seen = [_whole(node)], set[Value]()
         made: dict[Node, None] = {}
         read: dict[Node, None] = {}
@@ -75,14 +77,15 @@ class _Homes:
                 made[v.node] = None
             elif self.takes(v):
                 pending += [u for u in v.node.inputs if u is not None and u.shape == v.shape]
-        yield from {**made, **read}
+        for group in {**made, **read}:
+            yield group, group in made
 
     def takes(self, v: Value) -> bool:
         """Whether the node that makes a value may be taken in."""
         return bool(v.node.inputs) and self.eligible(v.node)
 
-    def behind(self, group: Node, node: Node) -> bool:
-        """Whether the group needs the sum, so that it cannot make it. What groups have taken in needs what they need."""
+    def needs(self, group: Node, node: Node) -> bool:
+        """Whether a group needs a sum, so that it cannot make it. What groups have taken in needs what they need."""
         pending, seen = [group], {group}
         while pending:
             for v in pending.pop().inputs:

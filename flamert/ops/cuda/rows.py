@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
@@ -24,8 +25,7 @@ from flamert.ops.rows import REDUCTIONS, rows
 
 def fits(node: Node) -> bool:
     """Whether a group's types have expressions, and its rows fit into registers."""
-    program, n = node.attrs["program"], len(node.inputs)
-    types = value_types(program, [v.type for v in node.inputs if v is not None])
+    program, n, types = node.attrs["program"], len(node.inputs), _types(node)
     for step, type in zip(program, types[n:], strict=True):
         operands = [types[i].dtype for i in step.operands]
         if step.op in REDUCTIONS:
@@ -47,13 +47,21 @@ def _plan(node: Node) -> Schedule:
     return schedule(attrs["program"], [o.along for o in _operands(node)], attrs["results"], attrs["sums"])
 
 
+_inferred: weakref.WeakKeyDictionary[Node, list[TensorType]] = weakref.WeakKeyDictionary()
+"""Types of all values of a group: passes ask about the same one again and again."""
+
+
+def _types(node: Node) -> list[TensorType]:
+    found = _inferred.get(node)
+    if found is None:
+        found = _inferred[node] = value_types(node.attrs["program"], [v.type for v in node.inputs if v is not None])
+    return found
+
+
 def _row(node: Node) -> tuple[int, ...]:
     """The full shape of a group's values, rows first."""
-    program, n = node.attrs["program"], len(node.inputs)
-    types = value_types(program, [v.type for v in node.inputs if v is not None])
-    first = next(step for step in program if step.op in REDUCTIONS)
-    assert n
-    return types[first.operands[0]].shape
+    first = next(step for step in node.attrs["program"] if step.op in REDUCTIONS)
+    return _types(node)[first.operands[0]].shape
 
 
 def _shape(node: Node) -> Shape:
@@ -108,7 +116,7 @@ def _(
     aligned = [x for x, o in zip(inputs, operands, strict=True) if o.along]
     while shape.width > 1 and any(x.data.ptr % (shape.width * x.itemsize) for x in (*aligned, *outs)):
         shape = shape._replace(width=shape.width // 2)
-    types = value_types(program, [v.type for v in node.inputs if v is not None])
+    types = _types(node)
     run = compiled(rows_kernel(program, types, operands, results, len(loop.shape), shape, sums), rows_name(program))
     count = math.prod(lead)
     arguments = [*arrays, *outs, *site.work, np.uint32(count), *[np.uint32(d) for d in loop.shape[1:]]]
