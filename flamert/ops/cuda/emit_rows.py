@@ -12,8 +12,11 @@ from flamert.ops.cuda.row_plan import Shape, schedule
 from flamert.ops.pointwise import Instruction
 from flamert.ops.rows import REDUCTIONS
 
+REGISTER_FILE = 1 << 16
+"""Registers of a multiprocessor."""
+
 EARLY = 256
-"""Bytes that a thread has on their way at once at most."""
+"""Bytes that a thread has on their way at once at most. Nor are they more than half of its registers."""
 
 REDUCERS = """
 struct Sum { template <typename T> static __device__ __forceinline__ T of(T a, T b) { return a + b; } };
@@ -231,9 +234,10 @@ class _Kernel:
     def early(self, loaded: Sequence[int]) -> list[int]:
         """Operands of which a thread has all on their way before it looks at any: those that come from memory, not a cache."""
         found, bytes_ = [], 0
+        most = min(EARLY, 2 * REGISTER_FILE // (self.shape.threads * self.shape.rows))
         for i in loaded:
             bytes_ += self.shape.each * self.types[i].dtype.itemsize
-            if any(self.operands[i].steps) and bytes_ <= EARLY:
+            if any(self.operands[i].steps) and bytes_ <= most:
                 found.append(i)
         return found
 
