@@ -9,9 +9,10 @@ from flamert.grad import grad
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import reduce
 from flamert.ops.cuda.emit_reduce import laid, source
-from flamert.ops.cuda.emit_rows import rows_kernel, schedule, shape_of
+from flamert.ops.cuda.emit_rows import rows_kernel
 from flamert.ops.cuda.pointwise import elementwise, value_types
 from flamert.ops.cuda.reduce import layout_of
+from flamert.ops.cuda.row_plan import schedule, shape_of
 from flamert.ops.cuda.rows import _operands, _shape, fits
 from flamert.ops.evaluate import evaluate
 from flamert.passes.pointwise import fuse_pointwise
@@ -131,7 +132,8 @@ def test_values_are_computed_as_late_as_they_may():
     node = next(n for n in program if n.op.name == "rows")
     plan = schedule(node.attrs["program"], [o.along for o in _operands(node)], node.attrs["results"])
     assert plan.passes <= 4 and len(plan.kept) <= 4
-    assert shape_of(768, 4) == (768, 128, 4) and shape_of(768, 4).turns == 2
+    assert shape_of(768, 4) == (768, 128, 4, 1, 0) and shape_of(768, 4).turns == 2
+    assert shape_of(768, 4, count=12608, kept=2) == (768, 32, 4, 8, 0) and shape_of(768, 4, count=12608, kept=3).threads == 128
     assert shape_of(40, 4).rows == 8
 
 

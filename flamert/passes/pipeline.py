@@ -33,7 +33,10 @@ from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.passes.products import align_products, lay_weights, merge_products, scale_products, take_biases, turn_products
+from flamert.passes.remade import remake_rows
 from flamert.passes.repeat import repeat_free
+from flamert.passes.row_sums import sum_rows
+from flamert.passes.row_views import views_first
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
 from flamert.passes.straighten import straighten
@@ -185,10 +188,13 @@ def _fusion(backend: str) -> tuple[Pass, ...]:
     from flamert.ops.cuda import pointwise as on_gpu
 
     return (
+        partial(views_first, eligible=on_gpu.elementwise),
         open_rows,
         simplify,
         deduplicate,
         partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
+        partial(sum_rows, eligible=on_gpu.elementwise, fits=rows.fits),
+        partial(remake_rows, fits=rows.fits),
         cast_together,
         partial(remake_gates, eligible=on_gpu.elementwise),
         partial(repeat_free, eligible=on_gpu.elementwise),

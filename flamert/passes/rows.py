@@ -273,7 +273,7 @@ def _fuse(
             results.append(k)
             types.append(node.types[0])
             made.append(value)
-    attrs: dict[str, Any] = {"program": tuple(program), "results": tuple(results), "axes": geometry.axes}
+    attrs: dict[str, Any] = {"program": tuple(program), "results": tuple(results), "axes": geometry.axes, "sums": ()}
     source = next((node.source for node in reversed(members) if node.source is not None), None)
     with sourced(source):
         fused = Node(ops.OPS["rows"], tuple([new.get(v, v) for v in outer]), attrs, tuple(types))

@@ -12,9 +12,9 @@ def f32(*shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def program(*steps, results, axes):
+def program(*steps, results, axes, sums=()):
     made = tuple(Instruction(name, operands, tuple(dict(attrs).items())) for name, operands, *attrs in steps)
-    return {"program": made, "results": results, "axes": axes}
+    return {"program": made, "results": results, "axes": axes, "sums": sums}
 
 
 def reduced(name, operand, *axes):
@@ -31,6 +31,27 @@ def normalised(x, gain, **attrs):
     variance = (centred * centred).mean((1, 2), keepdims=True)
     return variance, centred / np.sqrt(variance) * gain
 
+
+def normalised_backward(dy, x, mean, gain, **attrs):
+    """With sums over rows for the gradients of gain and bias, and of the result."""
+    normal = x - mean
+    d = dy * gain
+    dx = d - normal * (d * normal).mean(-1, keepdims=True)
+    return dx, *[v.reshape(-1, v.shape[-1]).sum(0) for v in (dy * normal, dy, dx)]
+
+
+BACKWARD = program(
+    ("sub", (1, 2)),
+    ("mul", (0, 3)),
+    ("mul", (5, 4)),
+    reduced("reduce_mean", 6, 2),
+    ("mul", (4, 7)),
+    ("sub", (5, 8)),
+    ("mul", (0, 4)),
+    results=(5,),
+    axes=1,
+    sums=(10, 0, 9),
+)
 
 CASES = [
     Case(
@@ -64,5 +85,21 @@ CASES = [
             axes=2,
         ),
         normalised,
+    ),
+    Case(
+        "rows",
+        [f32(3, 50, 24), f32(3, 50, 24), f32(3, 50, 1), f32(24)],
+        BACKWARD,
+        normalised_backward,
+        tolerance=(1e-4, 1e-3),
+        name="sums",
+    ),
+    Case(
+        "rows",
+        [f32(2, 1300, 40), f32(2, 1300, 40), f32(2, 1300, 1), f32(40)],
+        BACKWARD,
+        normalised_backward,
+        tolerance=(1e-4, 1e-2),
+        name="sums-of-many",
     ),
 ]

@@ -13,9 +13,10 @@ from flamert.graph import Node
 from flamert.ops.cross_entropy import cross_entropy, cross_entropy_gradient
 from flamert.ops.cuda.copy import copier
 from flamert.ops.cuda.emit import COMPUTED, HEADER, STORED
-from flamert.ops.cuda.emit_rows import REDUCERS, WARP
+from flamert.ops.cuda.emit_rows import REDUCERS
 from flamert.ops.cuda.gather import INDICES, WRAPPED
 from flamert.ops.cuda.launch import Launch, compiled, extent
+from flamert.ops.cuda.row_plan import WARP
 from flamert.ops.op import Site, kernel
 
 MOST = 512

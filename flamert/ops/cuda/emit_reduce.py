@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from flamert import dtypes
+from flamert.graph import TensorType
 from flamert.ops.cuda.emit import COMPUTED, HEADER, STORED, named
 from flamert.ops.cuda.emit_rows import FOLDS, REDUCERS
 
@@ -201,5 +203,30 @@ extern "C" __global__ void __launch_bounds__({THREADS}) {kernel_name(name, layou
   }}
   y = {over}(y);
   {end}
+}}
+"""
+
+
+TOTALS = 32, 16
+"""Columns of a block that puts sums together, and threads for each of them."""
+
+
+def totals_kernel(types: Sequence[TensorType]) -> str:
+    """The source of a kernel `rows_totals(parts, results…, blocks, length)`: results[j][c] = Σ parts[j][block][c]."""
+    across, down = TOTALS
+    parameters = ["const float* parts", *[f"{STORED[t.dtype]}* o{j}" for j, t in enumerate(types)], "u32 blocks", "u32 length"]
+    stores = "\n    ".join(
+        f"if (blockIdx.y == {j}) o{j}[column] = Store<{STORED[t.dtype]}, float>::as(y);" for j, t in enumerate(types)
+    )
+    return f"""{HEADER}{REDUCERS}{LANES}
+extern "C" __global__ void __launch_bounds__({across * down}) rows_totals({", ".join(parameters)}) {{
+  const u32 column = blockIdx.x * {across}u + threadIdx.x % {across};
+  const float* at = parts + blockIdx.y * blocks * length + blockIdx.x * {across}u;
+  const float y = over_rows<Sum, {across}, {down}>(blocks, 0.0f, [&](u32 r, u32 c) {{
+    return column < length ? at[r * length + c] : 0.0f;
+  }});
+  if (threadIdx.x < {across} && column < length) {{
+    {stores}
+  }}
 }}
 """

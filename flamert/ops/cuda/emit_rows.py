@@ -8,12 +8,15 @@ from typing import NamedTuple
 from flamert import dtypes
 from flamert.graph import TensorType
 from flamert.ops.cuda.emit import COMPUTED, HEADER, STORED, decomposed, expression, literal, named
+from flamert.ops.cuda.row_plan import Shape, schedule
 from flamert.ops.pointwise import Instruction
 from flamert.ops.rows import REDUCTIONS
 
-WARP = 32
-REGISTERS = 96
-"""Numbers that a thread may hold from one pass over its row to the next."""
+REGISTER_FILE = 1 << 16
+"""Registers of a multiprocessor."""
+
+EARLY = 256
+"""Bytes that a thread has on their way at once at most. Nor are they more than half of its registers."""
 
 REDUCERS = """
 struct Sum { template <typename T> static __device__ __forceinline__ T of(T a, T b) { return a + b; } };
@@ -24,12 +27,13 @@ template <typename F, int THREADS, typename T> __device__ __forceinline__ T over
   for (int step = 16; step; step /= 2) x = F::of(x, __shfl_xor_sync(0xffffffffu, x, step));
   if (THREADS > 32) {
     __shared__ T parts[32];
+    const unsigned first = threadIdx.x / THREADS * (THREADS / 32);
     __syncthreads();
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
     __syncthreads();
-    x = parts[0];
+    x = parts[first];
     #pragma unroll
-    for (int i = 1; i < THREADS / 32; i++) x = F::of(x, parts[i]);
+    for (int i = 1; i < THREADS / 32; i++) x = F::of(x, parts[first + i]);
   }
   return x;
 }
@@ -53,73 +57,6 @@ class RowOperand(NamedTuple):
     literal: object = None
 
 
-class Schedule(NamedTuple):
-    """When values of a program are computed: in which pass over the row.
-
-    stage: by value; numbers of a row are there once the passes before are over. full: whether a value is one for each
-    element. kept: full values that later passes read.
-    """
-
-    stage: list[int]
-    full: list[bool]
-    kept: list[int]
-    passes: int
-
-
-def schedule(program: Sequence[Instruction], along: Sequence[bool], results: Sequence[int]) -> Schedule:
-    """Each full value as late as those who need it allow, so that little has to be kept."""
-    n = len(along)
-    full, level = list(along), [0] * n
-    for step in program:
-        reduces = step.op in REDUCTIONS
-        level.append(max(level[i] for i in step.operands) + reduces)
-        full.append(not reduces and any(full[i] for i in step.operands))
-    last = max(level)
-    needed = [last] * len(level)
-    readers: list[list[int]] = [[] for _ in level]
-    for k in range(len(program) - 1, -1, -1):
-        value, step = n + k, program[k]
-        at = level[value] - 1 if step.op in REDUCTIONS else needed[value] if full[value] else level[value]
-        if step.op in REDUCTIONS or full[value]:
-            for i in step.operands:
-                needed[i] = min(needed[i], at)
-                readers[i].append(at)
-    stage = [needed[i] if full[i] else level[i] for i in range(len(level))]
-    kept = [i for i in range(len(level)) if full[i] and any(at > stage[i] for at in readers[i])]
-    written = max([stage[n + k] for k in results if full[n + k]], default=-1)
-    return Schedule(stage, full, kept, max(last, written + 1))
-
-
-class Shape(NamedTuple):
-    """How a kernel goes over rows of `length` elements: threads a row, elements a thread takes at once, and how often."""
-
-    length: int
-    threads: int
-    width: int
-
-    @property
-    def turns(self) -> int:
-        return -(-self.length // (self.threads * self.width))
-
-    @property
-    def rows(self) -> int:
-        """Rows of one block."""
-        return max(1, 8 * WARP // self.threads) if self.threads == WARP else 1
-
-
-def shape_of(length: int, width: int) -> Shape:
-    """Two accesses a thread, if the row is long enough for a block of them and short enough for a block."""
-    threads = WARP
-    while threads < 1024 and threads * width * 2 < length:
-        threads *= 2
-    return Shape(length, threads, width)
-
-
-def held(plan: Schedule, shape: Shape) -> int:
-    """Numbers that a thread holds between passes."""
-    return len(plan.kept) * shape.turns * shape.width
-
-
 def rows_kernel(
     program: Sequence[Instruction],
     types: Sequence[TensorType],
@@ -127,13 +64,17 @@ def rows_kernel(
     results: Sequence[int],
     rank: int,
     shape: Shape,
+    sums: Sequence[int] = (),
 ) -> str:
     """The source of a kernel `rows_…(pointers…, results…, n, lengths…, strides…)` for n rows. types: of all values.
+
+    sums: values to be added up over rows. What each block has of them goes to one more argument behind the results, float
+    parts[len(sums)][blocks][length], which `totals_kernel` puts together.
 
     rank: merged axes of rows; lengths of all but the outermost are given, and of each operand the strides, in elements, along
     those that it moves with.
     """
-    return _Kernel(program, types, operands, results, shape).source(rank)
+    return _Kernel(program, types, operands, results, shape, sums).source(rank)
 
 
 def rows_name(program: Sequence[Instruction]) -> str:
@@ -151,9 +92,10 @@ class _Kernel:
         operands: Sequence[RowOperand],
         results: Sequence[int],
         shape: Shape,
+        sums: Sequence[int],
     ) -> None:
-        self.program, self.types, self.operands, self.shape = program, types, operands, shape
-        self.plan = schedule(program, [o.along for o in operands], results)
+        self.program, self.types, self.operands, self.shape, self.sums = program, types, operands, shape, sums
+        self.plan = schedule(program, [o.along for o in operands], results, sums)
         self.first = len(operands)
         self.results = [(k, self.first + k) for k in results]
         self.stored = [STORED[t.dtype] for t in types]
@@ -162,33 +104,74 @@ class _Kernel:
         self.names += [f"t{self.first + k}" for k in range(len(program))]
 
     def source(self, rank: int) -> str:
-        shape, plan = self.shape, self.plan
+        shape = self.shape
         read = [i for i, o in enumerate(self.operands) if o.literal is None]
-        parameters = [f"const {self.stored[i]}* a{i}" for i in read]
-        parameters += [f"{self.stored[i]}* o{k}" for k, i in self.results] + ["u32 n"]
+        # To know that results lie elsewhere lets the compiler load vectors early, for which there are no registers beside sums.
+        apart = "" if self.sums else " __restrict__"
+        parameters = [f"const {self.stored[i]}*{apart} a{i}" for i in read]
+        parameters += [f"{self.stored[i]}* o{k}" for k, i in self.results] + ["float* parts"] * bool(self.sums) + ["u32 n"]
         parameters += [f"u32 d{k}" for k in range(1, rank)]
         parameters += [f"long long s{i}_{k}" for i in read for k in range(rank) if self.operands[i].steps[k]]
-        lines = [f"const u32 lane = threadIdx.x % {shape.threads};"]
-        lines.append(f"const u32 row = blockIdx.x * {shape.rows}u + threadIdx.x / {shape.threads};")
-        lines.append("if (row >= n) return;")
-        lines += decomposed("row", "u32", rank)
+        lines = [f"const u32 lane = threadIdx.x % {shape.threads}, group = threadIdx.x / {shape.threads};"]
+        if self.sums:
+            lines += self.walk(self.row(read, rank))
+        else:
+            lines += [f"const u32 row = blockIdx.x * {shape.rows}u + group;", "if (row >= n) return;", *self.row(read, rank)]
+        inner = "\n  ".join(lines)
+        name = rows_name(self.program)
+        bounds = f"{shape.threads * shape.rows}, {shape.beside}"
+        head = f'extern "C" __global__ void __launch_bounds__({bounds}) {name}({", ".join(parameters)})'
+        return f"{HEADER}{REDUCERS}\n{head} {{\n  {inner}\n}}\n"
+
+    def row(self, read: Sequence[int], rank: int) -> list[str]:
+        """Statements for one row."""
+        shape, plan = self.shape, self.plan
+        lines = decomposed("row", "u32", rank)
         for i in read:
             place = " + ".join(f"x{k} * s{i}_{k}" for k in range(rank) if self.operands[i].steps[k]) or "0"
-            lines.append(f"a{i} += {place};")
+            lines.append(f"const {self.stored[i]}* b{i} = a{i} + {place};")
             if not self.operands[i].along:
-                lines.append(f"const {self.computed[i]} t{i} = load(a{i}[0]);")
-        lines += [f"{self.computed[i]} v{i}[{shape.turns * shape.width}];" for i in plan.kept]
+                lines.append(f"const {self.computed[i]} t{i} = load(b{i}[0]);")
+        lines += [f"{self.computed[i]} v{i}[{shape.each}];" for i in plan.kept]
         lines += self.numbers(0)
         for at in range(plan.passes):
             lines += [*self.over_the_row(at), *self.numbers(at + 1)]
         for k, i in self.results:
             if not plan.full[i]:
-                lines.append(f"if (lane == 0) o{k}[row] = {self.rounded(i)};")
-        inner = "\n  ".join(lines)
-        threads = shape.threads * shape.rows
-        name = rows_name(self.program)
-        head = f'extern "C" __global__ void __launch_bounds__({threads}) {name}({", ".join(parameters)})'
-        return f"{HEADER}{REDUCERS}\n{head} {{\n  {inner}\n}}\n"
+                lines.append(f"if (lane == 0{self.alive}) o{k}[row] = {self.rounded(i)};")
+        return lines
+
+    @property
+    def alive(self) -> str:
+        """What a store asks for besides where a block goes over many rows, the last time perhaps over fewer than it could."""
+        return " && live" if self.sums else ""
+
+    def walk(self, row: Sequence[str]) -> list[str]:
+        """Statements that go over a block's rows, and then put together what its threads have added up."""
+        shape, width = self.shape, self.shape.width
+        each = range(len(self.sums))
+        lines = [f"float w{j}[{shape.each}];" for j in each]
+        lines += ["#pragma unroll", f"for (int i = 0; i < {shape.each}; i++) {{ {' '.join(f'w{j}[i] = 0;' for j in each)} }}"]
+        lines.append(f"for (u32 first = blockIdx.x * {shape.rows}u; first < n; first += gridDim.x * {shape.rows}u) {{")
+        # All threads of a block go the same way: where there is no row left for them they take the last one and leave no trace.
+        lines += ["  const bool live = first + group < n;", "  const u32 row = live ? first + group : n - 1;"]
+        lines += [*[f"  {line}" for line in row], "}"]
+        lines.append(f"__shared__ Pack<float, {width}> held[{shape.rows}][{shape.length // width}];")
+        for j in each:
+            lines += ["#pragma unroll", f"for (int turn = 0; turn < {shape.turns}; turn++) {{"]
+            lines.append(f"  const u32 at = turn * {shape.threads} + lane;")
+            lines.append(f"  if (at < {shape.length // width}u) {{")
+            lines += [
+                "    #pragma unroll",
+                f"    for (int v = 0; v < {width}; v++) held[group][at].v[v] = w{j}[turn * {width} + v];",
+            ]
+            lines += ["  }", "}", "__syncthreads();"]
+            lines.append(f"for (u32 c = threadIdx.x; c < {shape.length}u; c += {shape.threads * shape.rows}u) {{")
+            lines += [f"  float y = held[0][c / {width}].v[c % {width}];", "  #pragma unroll"]
+            lines.append(f"  for (int r = 1; r < {shape.rows}; r++) y += held[r][c / {width}].v[c % {width}];")
+            lines.append(f"  parts[({j}u * gridDim.x + blockIdx.x) * {shape.length}u + c] = y;")
+            lines += ["}", "__syncthreads();"]
+        return lines
 
     def rounded(self, i: int) -> str:
         """A value as it is stored."""
@@ -222,20 +205,41 @@ class _Kernel:
             if step.op in REDUCTIONS and plan.stage[self.first + k] == at + 1
         ]
         written = [(k, i) for k, i in self.results if plan.full[i] and plan.stage[i] == at]
-        loaded, elements = self.elements(at, [of for _, _, of in sums])
+        added = [(j, i) for j, i in enumerate(self.sums) if plan.stage[i] == at]
+        loaded, elements = self.elements(at, [*[of for _, _, of in sums], *[i for _, i in added]])
         elements += [f"t{i} = {FOLDS[op][1].format(f't{i}', self.names[of])};" for i, op, of in sums]
+        elements += [f"if (live) w{j}[turn * {shape.width} + v] += {self.names[i]};" for j, i in added]
         elements += [f"q{k}.v[v] = {self.rounded(i)};" for k, i in written]
         packs = {i: f"Pack<{self.stored[i]}, {shape.width}>" for i in (*loaded, *[i for _, i in written])}
-        body = [f"const {packs[i]} p{i} = *(const {packs[i]}*)(a{i} + at);" for i in loaded]
+        early = self.early(loaded)
+        access = {i: f"*(const {packs[i]}*)(b{i} + at)" for i in loaded}
+        body = [f"const {packs[i]} p{i} = {f'e{i}[turn]' if i in early else access[i]};" for i in loaded]
         body += [f"{packs[i]} q{k};" for k, i in written]
         body += ["#pragma unroll", f"for (int v = 0; v < {shape.width}; v++) {{", *[f"  {e}" for e in elements], "}"]
-        body += [f"*({packs[i]}*)(o{k} + (size_t)row * {shape.length}u + at) = q{k};" for k, i in written]
+        guard = "if (live) " if self.sums else ""
+        body += [f"{guard}*({packs[i]}*)(o{k} + (size_t)row * {shape.length}u + at) = q{k};" for k, i in written]
+        lines = [f"{self.computed[i]} t{i} = ({self.computed[i]})({FOLDS[op][2]});" for i, op, _ in sums]
+        lines += [f"{packs[i]} e{i}[{shape.turns}];" for i in early]
+        lines += self.turns([f"e{i}[turn] = {access[i]};" for i in early]) if early else []
+        return [*lines, *self.turns(body), *[line for i, op, _ in sums for line in self.joined(i, op)]]
+
+    def turns(self, body: Sequence[str]) -> list[str]:
+        """The loop over a thread's part of a row."""
+        shape = self.shape
         if shape.length % (shape.threads * shape.width):
             body = [f"if (at < {shape.length}u) {{", *body, "}"]
-        lines = [f"{self.computed[i]} t{i} = ({self.computed[i]})({FOLDS[op][2]});" for i, op, _ in sums]
-        lines += ["#pragma unroll", f"for (int turn = 0; turn < {shape.turns}; turn++) {{"]
-        lines += [f"  const u32 at = (turn * {shape.threads} + lane) * {shape.width};", *[f"  {b}" for b in body], "}"]
-        return [*lines, *[line for i, op, _ in sums for line in self.joined(i, op)]]
+        lines = ["#pragma unroll", f"for (int turn = 0; turn < {shape.turns}; turn++) {{"]
+        return [*lines, f"  const u32 at = (turn * {shape.threads} + lane) * {shape.width};", *[f"  {b}" for b in body], "}"]
+
+    def early(self, loaded: Sequence[int]) -> list[int]:
+        """Operands of which a thread has all on their way before it looks at any: those that come from memory, not a cache."""
+        found, bytes_ = [], 0
+        most = min(EARLY, 2 * REGISTER_FILE // (self.shape.threads * self.shape.rows))
+        for i in loaded:
+            bytes_ += self.shape.each * self.types[i].dtype.itemsize
+            if any(self.operands[i].steps) and bytes_ <= most:
+                found.append(i)
+        return found
 
     def elements(self, at: int, summed: Sequence[int]) -> tuple[list[int], list[str]]:
         """Operands that pass `at` loads, and statements for one element: what comes from memory, from before, and is made."""
