@@ -149,8 +149,8 @@ extern "C" __global__ void __launch_bounds__({THREADS}) {kernel_name(name, layou
     for (u64 i = first + line; i < last; i += {down * BATCH}) {{
       {pack} packs[{BATCH}];
       #pragma unroll
-      for (int k = 0; k < {BATCH}; k++)
-        if (i + k * {down} < last) packs[k] = *(const {pack}*)(at + (i + k * {down}) * inner);
+      for (int k = 0; k < {BATCH}; k++)  // what is not there is read from where something is: to skip it takes registers
+        packs[k] = *(const {pack}*)(at + (i + k * {down} < last ? i + k * {down} : i) * inner);
       #pragma unroll
       for (int k = 0; k < {BATCH}; k++)
         if (i + k * {down} < last) {{
@@ -193,7 +193,7 @@ extern "C" __global__ void __launch_bounds__({THREADS}) {kernel_name(name, layou
     {pack} packs[{BATCH}];
     #pragma unroll
     for (int k = 0; k < {BATCH}; k++)
-      if (i + k * {THREADS * width} < last) packs[k] = *(const {pack}*)(at + i + k * {THREADS * width});
+      packs[k] = *(const {pack}*)(at + (i + k * {THREADS * width} < last ? i + k * {THREADS * width} : i));
     #pragma unroll
     for (int k = 0; k < {BATCH}; k++)
       if (i + k * {THREADS * width} < last) {{
