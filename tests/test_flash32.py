@@ -1,10 +1,14 @@
 """Attention of float32 on a GPU, by kernels of our own: they compile, and give what the op says, as emulated and on one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+import flamert as fr
 from flamert import dtypes, ops
 from flamert import graph as g
+from flamert.grad.transform import grad
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import copy, flash
 from flamert.ops.cuda.emit_flash import forward
@@ -12,9 +16,13 @@ from flamert.ops.cuda.emit_flash_back import backward, parts
 from flamert.ops.cuda.emit_tiles import STATIC_BYTES, Form
 from flamert.ops.op import expand
 from flamert.passes.heads import lay_heads
+from flamert.passes.pipeline import lower, prepare
 from flamert.runtime.device import device
 from flamert.runtime.plan import Plan
+from models.bert.make import bert
+from models.gpt2.make import gpt2
 from tests import bound
+from tests.cases import CASES
 from tests.emulated import Kernel
 from tests.test_emit import compile_source, nvrtc
 
@@ -240,6 +248,40 @@ def test_what_the_kernels_leave_to_others(sizes, attrs, taken):
     halves = bound.node_of("attention", [x.astype(np.float16) for x in operands], attrs)
     found = halves.op.kernel_for(halves, "cupy")
     assert found is None or found.run.__module__ != flash.__name__
+
+
+ROWS = [case for case in CASES if case.op.startswith("attention") and "eights" in str(case)]
+
+
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_rows_of_the_table(case, emulation):
+    assert bound.check(case, dtypes.float32)
+
+
+def planned(network, training):
+    """The graph of a network of two layers as a plan for a GPU gets it, forward, or forward and backward."""
+    model = fr.load(network(layers=2, width=32, heads=4, vocabulary=50, context=24, drop=0.0).proto(), device="cpu")
+    feeds = {spec.name: np.zeros((2, 10), np.int64) for spec in model.inputs}
+    output = model.outputs[0].name
+    weights = [name for name, x in model.params.items() if training and x.ndim]
+    traced = model.trace(feeds, [output], frozenset(weights), lasting=True)
+    on, leaves = SimpleNamespace(backend="cupy"), list(traced.inputs.values())
+    outputs = [traced.values[output]]
+    if training:
+        [y] = lower(Graph(leaves, outputs), None, on, {}).outputs
+        outputs = [x for x in grad(ops.reduce_sum(y * y, axes=(0, 1, 2)), [traced.inputs[n] for n in weights]) if x is not None]
+    return prepare(Graph(leaves, outputs), True, on, {}, None)
+
+
+@pytest.mark.parametrize("network", [bert, gpt2])
+def test_plans_for_a_gpu_hold_attention_and_its_gradient(network):
+    for training in (False, True):
+        after = planned(network, training)
+        found = [node for node in after.nodes if node.op.name.startswith("attention")]
+        assert [n.op.name for n in found] == ["attention_blhd"] * 2 + ["attention_gradient_blhd"] * 2 * training
+        for node in found:
+            assert node.op.kernel_for(node, "cupy", hot=True).run.__module__ == flash.__name__
+            assert (node.attrs["right"] == 0) == (network is gpt2)
 
 
 REAL = {
