@@ -31,6 +31,9 @@ class Array(Memory):
     def T(self):
         return Array(self.array.T)
 
+    def transpose(self, perm):
+        return Array(self.array.transpose(perm))
+
 
 def zeros(shape, dtype):
     return Array(np.zeros(shape, dtype))
@@ -44,10 +47,10 @@ def node_of(op, inputs, attrs):
     return OPS[op].node(tuple(None if x is None else g.input(TensorType(x.shape, x.dtype)) for x in inputs), attrs)
 
 
-def run(op, inputs, attrs, outs=None):
+def run(op, inputs, attrs, outs=None, tf32=None):
     """Results of the kernel that a GPU is given for this op, called twice. Modules' `compiled` must be patched already.
 
-    outs: arrays for the results, where they matter.
+    outs: arrays for the results, where they matter. tf32: what the device allows.
     """
     node = node_of(op, inputs, attrs)
     kernel = node.op.kernel_for(node, "cupy", hot=True)
@@ -55,7 +58,10 @@ def run(op, inputs, attrs, outs=None):
     inputs = [np.ascontiguousarray(x) if x is not None and kernel.wants_dense(i) else x for i, x in enumerate(inputs)]
     work = kernel.workspace(node) if kernel.workspace is not None else ()
     site = Site(
-        XP, node, tuple(Array(np.full(t.shape, 7).astype(t.dtype)) for t in work), device=SimpleNamespace(faults=FAULTS)
+        XP,
+        node,
+        tuple(Array(np.full(t.shape, 7).astype(t.dtype)) for t in work),
+        device=SimpleNamespace(faults=FAULTS, allow_tf32=tf32),
     )
     outs = [np.full(t.shape, 7).astype(t.dtype) for t in node.types] if outs is None else outs
     held = [Array(x) for x in outs]

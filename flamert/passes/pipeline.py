@@ -108,18 +108,20 @@ WHOLE = frozenset({"gelu", "gelu_tanh", "swish", "softmax", "layer_norm", "group
 
 
 def _wanted(node: Node, to: np.dtype | None) -> bool:
-    return node.op.name in WHOLE or (to is not None and _flash(node, to))
+    return node.op.name in WHOLE or _attended(node, to)
 
 
-def _flash(node: Node, to: np.dtype) -> bool:
-    """Whether this is attention that a kernel takes once its operands are of the type `to`."""
-    if node.op.name != "attention" or any(v is not None and v.dtype != dtypes.float32 for v in node.inputs):
+def _attended(node: Node, to: np.dtype | None) -> bool:
+    """Whether this is attention of float32 that a kernel takes, as it is or once its operands are of the type `to`."""
+    if node.op.name != "attention":
         return False
-    from flamert.ops.cuda.attention import flash
+    from flamert.ops.cuda import attention, flash
 
     q, k, v, mask, lengths = (*[None if x is None else x.type for x in node.inputs], None, None)[:5]
     assert q is not None and k is not None and v is not None
-    return flash(node, q, k, v, mask, lengths)
+    if q.dtype != dtypes.float32:
+        return False
+    return flash.takes(node, q, k, v, mask, lengths) if to is None else attention.takes(node, q, k, v, mask, lengths)
 
 
 def _never(node: Node) -> bool:

@@ -121,6 +121,11 @@ def attention_blhd(q, k, v, mask=None, *, sums, scale, right):
     return y, np.log(np.exp(scores).sum(-1, keepdims=True))
 
 
+EIGHTS = tuple(
+    np.random.default_rng(3).standard_normal(shape).astype(np.float32) for shape in ((2, 4, 3, 8), (2, 2, 7, 8), (2, 2, 7, 16))
+)
+SUMS = attention_blhd(*EIGHTS, sums=True, scale=0.4, right=4)[1].astype(np.float32)
+
 CASES = [
     case(qkv(), FLOATS),
     case(qkv(hq=2), FLOATS, softcap=0.7),
@@ -217,5 +222,44 @@ CASES = [
             x.transpose(0, 2, 1, 3) for x in attention_gradient(dy, y, *operands, **attrs)
         ),
         tolerance=(1e-4, 1e-5),
+    ),
+    *[
+        case([own(2, 4, 3, 8), own(2, 2, 5, 8), own(2, 2, 5, 16), *mask], name=f"eights-{name}", **attrs)
+        for mask, attrs, name in (
+            ((), {}, "plain"),
+            ((), {"right": 0, "left": 1, "offset": 1}, "window"),
+            ((own(2, 1, 1, 5),), {}, "keys"),
+            ((own(1, 4, 3, 5),), {"right": 1}, "rows"),
+            ((ANY[None, None],), {}, "seen"),
+        )
+    ],
+    *[
+        Case(
+            "attention_gradient",
+            [own(2, 4, 3, 16), own(2, 4, 3, 16), *EIGHTS, mask],
+            {"scale": 0.4, "right": right},
+            attention_gradient,
+            tolerance=(1e-4, 1e-5),
+            name=f"eights-{name}",
+        )
+        for mask, right, name in ((None, None, "plain"), (own(2, 1, 3, 7), None, "masked"), (None, 4, "causal"))
+    ],
+    Case(
+        "attention_blhd",
+        [*EIGHTS],
+        {"scale": 0.4, "right": 4, "sums": True},
+        attention_blhd,
+        tolerance=(1e-4, 1e-5),
+        name="eights",
+    ),
+    Case(
+        "attention_gradient_blhd",
+        [own(2, 4, 3, 16), own(2, 4, 3, 16), SUMS, *EIGHTS],
+        {"scale": 0.4, "right": 4},
+        lambda dy, y, sums, *operands, **attrs: tuple(
+            x.transpose(0, 2, 1, 3) for x in attention_gradient(dy, y, *operands, **attrs)
+        ),
+        tolerance=(1e-4, 1e-5),
+        name="eights",
     ),
 ]

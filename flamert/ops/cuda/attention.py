@@ -1,4 +1,4 @@
-"""Attention on the GPU: cuDNN's flash attention for half types, forward and backward. Other forms are computed op by op."""
+"""Attention of half types on the GPU: cuDNN's flash attention, forward and backward. Other forms are computed op by op."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST_HEAD = 128
 SCRATCH = 32 << 20
 
 
-def flash(node: Node, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None, lengths: Any) -> bool:
+def takes(node: Node, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None, lengths: Any) -> bool:
     """Whether cuDNN has attention of this form, of half types: whole or causal, with an additive mask at most."""
     attrs = node.attrs
     causal = attrs["right"] == 0 and attrs["offset"] == 0 and q.shape[2] == k.shape[2]
@@ -37,12 +37,12 @@ def _types(node: Node, first: int) -> tuple[Any, ...]:
 
 def _forward(node: Node) -> bool:
     q, k, v, mask, lengths = _types(node, 0)
-    return q.dtype in dtypes.HALF and flash(node, q, k, v, mask, lengths)
+    return q.dtype in dtypes.HALF and takes(node, q, k, v, mask, lengths)
 
 
 def _backward(node: Node) -> bool:
     q, k, v, mask, lengths = _types(node, 2)
-    return q.dtype in dtypes.HALF and flash(node, q, k, v, mask, lengths)
+    return q.dtype in dtypes.HALF and takes(node, q, k, v, mask, lengths)
 
 
 def _scratch(node: Node) -> list[TensorType]:
@@ -126,7 +126,7 @@ def _(site: Site, out: Any, dy: Any, y: Any, *operands: Any, scale: float, right
 
 def _backward_blhd(node: Node) -> bool:
     q, k, v, mask, lengths = _types(node, 3)
-    return q.dtype in dtypes.HALF and flash(node, q, k, v, mask, lengths)
+    return q.dtype in dtypes.HALF and takes(node, q, k, v, mask, lengths)
 
 
 @kernel(
