@@ -35,7 +35,7 @@ def attend(q, k, v, mask=None, *, scale, left=None, right=None, offset=0, dy=Non
     group = q.shape[1] // k.shape[1]
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     keys, values = (np.repeat(x, group, 1) for x in (k, v))
-    s = scale * np.einsum("bhld,bhsd->bhls", q, keys)
+    s = scale * q @ keys.swapaxes(2, 3)
     if mask is not None:
         s = np.where(mask, s, -np.inf) if mask.dtype == bool else s + mask
     i, j = np.arange(q.shape[2])[:, None] + offset, np.arange(k.shape[2])
@@ -47,15 +47,15 @@ def attend(q, k, v, mask=None, *, scale, left=None, right=None, offset=0, dy=Non
     e = np.exp(s - np.where(np.isfinite(top), top, 0))
     total = e.sum(-1, keepdims=True)
     p = e / np.where(total == 0, 1, total)
-    y = np.einsum("bhls,bhsd->bhld", p, values)
+    y = p @ values
     with np.errstate(divide="ignore"):
         sums = np.log(total) + top
     if dy is None:
         return y, sums
-    ds = p * (np.einsum("bhld,bhsd->bhls", dy, values) - (dy * y).sum(-1, keepdims=True))
-    dk, dv = np.einsum("bhls,bhld->bhsd", ds, q) * scale, np.einsum("bhls,bhld->bhsd", p, dy)
+    ds = p * (dy @ values.swapaxes(2, 3) - (dy * y).sum(-1, keepdims=True))
+    dk, dv = ds.swapaxes(2, 3) @ q * scale, p.swapaxes(2, 3) @ dy
     together = [x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(2) for x in (dk, dv)]
-    return y, sums, np.einsum("bhls,bhsd->bhld", ds, keys) * scale, *together
+    return y, sums, ds @ keys * scale, *together
 
 
 def near(got, want, bound):
@@ -150,13 +150,13 @@ SPECIAL = [(None, False), ("float", False), ("float", True), ("bool", True), ("b
 @pytest.mark.parametrize("exact", [False, True], ids=["tf32", "exact"])
 @pytest.mark.parametrize("d", [8, 64, 80, 128])
 def test_kernels_compile(d, exact):
-    """Every mask with every window, though not all of either with all of the other."""
+    """Every mask and every window, though not all of either with all of the other."""
     lib, include = nvrtc()
-    for number, (mask, by_row) in enumerate(SPECIAL):
+    for number, (mask, by_row) in enumerate(SPECIAL[: 5 if d == 8 else 2]):
         low, high = number % 2 > 0, number // 2 % 2 > 0
         form = Form(d, min(d, 64), 2 if number else 4, 1, exact, low, high, mask or "", by_row)
         sources = [backward(form, part) for part in parts(form)]
-        sources += [forward(form._replace(spans=n)) for n in ((1, 2) if d <= flash.TWICE else (1,))]
+        sources += [forward(form._replace(spans=n)) for n in ((1, 2) if d <= flash.TWICE and not exact else (1,))]
         for source in sources:
             compile_source(lib, include, source)
 

@@ -116,10 +116,14 @@ __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], const u32 
 }
 __device__ __forceinline__ void multiply(float (&c)[4], const Fragment<4>& a, const Fragment<2>& b) {
   if constexpr (EXACT) {
-    mma(c, reinterpret_cast<const u32(&)[4]>(a.lo), b.hi);
-    mma(c, a.hi, reinterpret_cast<const u32(&)[2]>(b.lo));
-  }
-  mma(c, a.hi, b.hi);
+    // Tensor cores cut off what they add to: over many steps that is more than float32 loses, so the sum is made elsewhere.
+    float sum[4] = {};
+    mma(sum, reinterpret_cast<const u32(&)[4]>(a.lo), b.hi);
+    mma(sum, a.hi, reinterpret_cast<const u32(&)[2]>(b.lo));
+    mma(sum, a.hi, b.hi);
+    #pragma unroll
+    for (int i = 0; i < 4; i++) c[i] += sum[i];
+  } else mma(c, a.hi, b.hi);
 }
 // A result of `multiply` as the left operand of the next: its columns 2j and 2j+1 stand where j and j+4 would, so the right
 // operand's rows must be taken in that order, too.

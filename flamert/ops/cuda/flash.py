@@ -101,7 +101,7 @@ class _Operands:
         low, high = self.low is not None, self.high is not None
         kind = mask_type(None if self.mask is None else self.mask.dtype)
         by_row = self.mask is not None and _steps(self.mask, self._whole)[2] != 0
-        wide = wide and not by_row and max(self.d, self.dv) <= TWICE
+        wide = wide and not self.exact and not by_row and max(self.d, self.dv) <= TWICE
         warps, spans = sizes_of(lambda rows: self.b * heads * -(-n // rows), wide)
         sides = (high, low) if turned else (low, high)
         return Form(self.d, self.dv, warps, spans, self.exact, *sides, kind, by_row)
