@@ -183,7 +183,7 @@ def run_plan(
     """
     from flamert.ops.op import expand
 
-    where = device_named(device)
+    where = device_named(device, allow_tf32=False)
     given = [(v, x) for v, x in zip(node.inputs, inputs, strict=False) if v is not None and v.node.op is not g.CONSTANT]
     arrays = [where.upload(x) for _, x in given]
     sources = [v for v, _ in given]

@@ -215,6 +215,7 @@ extern "C" void emulate(unsigned gx, unsigned gy, unsigned gz, unsigned threads,
     stem = _folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
     stem.with_suffix(".cc").write_text(SHIM + text + launch)
     options = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-ffp-contract=off"]
+    options += ["-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"]  # what passes an array's end ends the process
     done = subprocess.run([compiler, *options, "-o", f"{stem}.so", f"{stem}.cc"], capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}\n{source}"
     entry = ctypes.CDLL(f"{stem}.so").emulate

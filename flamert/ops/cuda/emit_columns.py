@@ -195,7 +195,8 @@ def _block(of: Columns) -> list[str]:
     """Statements that leave the block's sums in held[0 … results · columns), by way of the warps' own."""
     layout, results = of.layout, len(of.results)
     columns, warps, wide = layout.columns, THREADS // WARP, results * layout.columns
-    lines = [f"__shared__ float held[{warps} * {wide}];"]
+    # Every thread may leave a number in the end, too.
+    lines = [f"__shared__ float held[{max(warps * wide, THREADS)}];"]
     if layout.across < WARP:
         steps = f"for (int step = {layout.across}; step < {WARP}; step *= 2)"
         lines += ["#pragma unroll", f"for (int v = 0; v < {layout.width}; v++) {{", "  #pragma unroll", f"  {steps} {{"]
