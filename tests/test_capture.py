@@ -12,6 +12,8 @@ import flamert as fr
 from flamert import graph as g
 from flamert import ops
 from flamert.graph import Graph, TensorType
+from flamert.ops.cuda.pointwise import elementwise
+from flamert.passes.pointwise import fuse_pointwise
 from flamert.runtime.device import device
 from flamert.runtime.plan import Plan
 from tests import training_models as models
@@ -170,7 +172,7 @@ def test_training_leaves_memory_flat_and_gives_it_back():
 def test_a_large_result_is_written_where_the_caller_has_it():
     x = g.input(TensorType((512, 1024), FLOAT), "x")
     graph = Graph([x], [ops.matmul(x, ops.transpose(x, perm=(1, 0))), ops.exp(x * 2.0)])
-    plan = Plan(graph, device("cuda"), hot=True)
+    plan = Plan(fuse_pointwise(graph, elementwise, together=True), device("cuda"), hot=True)
     on = device("cuda")
     arrays = [on.upload(np.random.default_rng(i).standard_normal((512, 1024)).astype(np.float32)) for i in range(2)]
     kept = [plan(a) for a in arrays for _ in range(3)]
