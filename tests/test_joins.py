@@ -54,6 +54,17 @@ def test_parts_are_made_in_their_place(strided):
         assert names == ["sin", "cos", "mul"]
 
 
+def test_parts_in_one_piece_are_anybodys():
+    x, y = value(3, 8), value(2, 8)
+    assert run([x, y], [ops.concat(ops.sin(x), ops.cos(y), axis=0) * 2]) == ["sin", "cos", "mul"]
+    apart = ops.concat(ops.reshape(ops.sin(x), shape=(24,)), ops.reshape(ops.cos(y), shape=(16,)), axis=0)
+    assert run([x, y], [apart * 2]) == ["sin", "cos", "mul"]
+    assert "concat" in run([x], [ops.concat(ops.sin(x), ops.cos(x), axis=1) * 2])
+    odd = value(3, 3)
+    names = run([odd, x], [ops.concat(ops.sin(odd), ops.cos(odd), axis=0) * 2])
+    assert names == ["sin", "cos", "copy", "mul"], "where the second begins, wide accesses may not"
+
+
 def test_views_between_are_undone(strided):
     x, y = value(2, 5, 3, 4), value(2, 3, 5, 4)
     flat = ops.reshape(ops.sin(x), shape=(2, 5, 12))

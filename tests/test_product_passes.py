@@ -13,7 +13,14 @@ from flamert.passes.autocast import autocast
 from flamert.passes.fold import fold
 from flamert.passes.heads import lay_heads
 from flamert.passes.parts import join_parts, scatter_onto
-from flamert.passes.products import lay_weights, merge_products, scale_products, take_biases, turn_products
+from flamert.passes.products import (
+    lay_weights,
+    merge_products,
+    scale_products,
+    take_activations,
+    take_biases,
+    turn_products,
+)
 from flamert.passes.simplify import simplify
 from flamert.passes.views import settle_views
 from flamert.runtime.device import device
@@ -158,6 +165,18 @@ def test_a_bias_is_taken_into_the_product():
     after = take_biases(graph)
     assert count(after)["linear"] == 1 and "add" not in count(after)
     same_values(graph, after, arrays)
+
+
+def test_an_activation_is_taken_into_the_product():
+    def build(x, w, b, c):
+        y = ops.matmul(x, w)
+        return ops.gelu_tanh(b + y), ops.gelu_tanh(c + ops.matmul(y, x))
+
+    graph, arrays = graph_of(build, (8, 8), (8, 8), (8,), (8,))
+    after = take_activations(take_biases(graph), lambda node: True)
+    assert [n.attrs["activation"] for n in after.nodes if n.op is ops.linear] == ["gelu_tanh"]
+    same_values(graph, after, arrays)
+    assert count(take_activations(take_biases(graph), lambda node: False))["gelu_tanh"] == 2
 
 
 def test_factors_of_both_operands_go_behind_the_product():

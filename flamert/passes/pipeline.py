@@ -32,7 +32,15 @@ from flamert.passes.parts import join_parts, scatter_onto
 from flamert.passes.patches import multiply_patches
 from flamert.passes.patterns import recognise
 from flamert.passes.pointwise import fuse_pointwise
-from flamert.passes.products import align_products, lay_weights, merge_products, scale_products, take_biases, turn_products
+from flamert.passes.products import (
+    align_products,
+    lay_weights,
+    merge_products,
+    scale_products,
+    take_activations,
+    take_biases,
+    turn_products,
+)
 from flamert.passes.remade import remake_rows
 from flamert.passes.repeat import repeat_free
 from flamert.passes.row_sums import sum_rows
@@ -69,7 +77,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         simplify,
         turn_products,
         _epilogues(device.backend),
-        *([] if device.backend == "numpy" else [take_biases, merge_products, widen_losses]),
+        *([] if device.backend == "numpy" else [take_biases, merge_products, _activations(device.backend), widen_losses]),
         *_fusion(device.backend),
         folding,
         deduplicate,
@@ -165,6 +173,11 @@ def _epilogues(backend: str) -> Pass:
     from flamert.ops.cuda.conv import in_one_launch
 
     return partial(fuse_epilogues, eligible=eligible, accepted=in_one_launch)
+
+
+def _activations(backend: str) -> Pass:
+    """What products with biases end with."""
+    return partial(take_activations, eligible=partial(_has_kernel, backend=backend))
 
 
 def _has_kernel_of_its_own(node: Node, backend: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from flamert import ops
 from flamert.dtypes import HALF, STANDARD_FLOAT, float32
 from flamert.graph import CONSTANT, Graph, Node, Value, constant, uses
 from flamert.ops.folding import Folding
+from flamert.ops.fused import ACTIVATIONS
 from flamert.ops.shape import narrow
 from flamert.rewrite import rebuild, substitute
 
@@ -78,6 +79,23 @@ def take_biases(graph: Graph) -> Graph:
             if x.node.op is ops.matmul and count[node.inputs[side]] == 1 and bias.shape == x.shape[-1:] and x.rank > 1:  # type: ignore[index]
                 return (ops.linear(*x.node.inputs, bias),)
         return None
+
+    return rebuild(graph, rule)
+
+
+def take_activations(graph: Graph, eligible: Callable[[Node], bool]) -> Graph:
+    """activation(linear(a, b, bias)) → linear with that activation, where nobody reads what is in front of it.
+
+    eligible: a predicate on the new nodes.
+    """
+    count = uses(graph)
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        x = inputs[0] if node.op.name in ACTIVATIONS and not node.attrs else None
+        if x is None or x.node.op is not ops.linear or x.node.attrs["activation"] or count[node.inputs[0]] > 1:  # type: ignore[index]
+            return None
+        made = Node(ops.linear, x.node.inputs, {**x.node.attrs, "activation": node.op.name}, node.types, node.source)
+        return made.outputs if eligible(made) else None
 
     return rebuild(graph, rule)
 

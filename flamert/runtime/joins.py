@@ -35,8 +35,14 @@ class Part(NamedTuple):
         return None if self.lies.flags.c_contiguous else self.lies.strides
 
     def takes(self, node: Node, kernel: Kernel) -> bool:
-        """Whether this kernel can make the node's result here: dense along its last axis, and in wide accesses."""
-        if not kernel.strided or not self.lies.ndim or self.offset % WIDE:
+        """Whether this kernel can make the node's result here: in one piece, or dense along its last axis, and wherever wide
+        accesses may begin.
+        """
+        if not self.lies.ndim or self.offset % WIDE:
+            return False
+        if self.strides is None and node.op.view is None:
+            return True
+        if not kernel.strided:
             return False
         *outer, (length, last) = zip(self.lies.shape, self.lies.strides, strict=True)
         if (length > 1 and last != self.lies.itemsize) or any(d > 1 and s % WIDE for d, s in outer):

@@ -8,7 +8,7 @@ import numpy as np
 from flamert.ops.fused import ACTIVATIONS
 from flamert.ops.pointwise import Instruction
 from flamert.testing import Case
-from tests.cases.elementwise import f32
+from tests.cases.elementwise import FLOATS, f32
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 FUNCTIONS = {
@@ -108,6 +108,7 @@ CASES = [
         for p, q in [PARAMETERS.get(a, (0.0, 0.0))]
     ],
     Case("linear", [f32(4, 5), f32(5, 6)], {}, linear),
+    Case("linear", [f32(16, 8), f32(8, 24), f32(24)], {"activation": "gelu_tanh"}, linear, FLOATS, name="ended"),
     Case("conv_channels_last", [f32(2, 6, 7, 3), f32(8, 3, 3, 3), f32(8)], attrs(), conv, constants=(1,)),
     Case(
         "conv_channels_last",

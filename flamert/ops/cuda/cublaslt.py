@@ -19,9 +19,13 @@ CANDIDATES = 16
 _TYPES = {dtypes.float32: 0, dtypes.float64: 1, dtypes.float16: 2, dtypes.bfloat16: 14}  # cudaDataType
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 _TRANSA, _TRANSB, _EPILOGUE, _BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
-_WITH_BIAS = 4  # cublasLtEpilogue_t
+_EPILOGUES = {"": 4, "gelu_tanh": 36}  # cublasLtEpilogue_t: a bias, and what is made of the sum
 _BATCH_COUNT, _BATCH_STRIDE = 5, 6  # cublasLtMatrixLayoutAttribute_t
 _MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+
+
+ACTIVATIONS = frozenset(_EPILOGUES)
+"""What a product with a bias can end with. There is a relu, too, which makes 0 of NaN."""
 
 
 class _Heuristic(ctypes.Structure):
@@ -73,18 +77,29 @@ class Matrix(NamedTuple):
 
 
 class Product:
-    """D[b] = A[b] · B[b] + bias for b < batch, with D row-major and contiguous. Built once; calling it only launches.
+    """D[b] = activation(A[b] · B[b] + bias) for b < batch, with D row-major and contiguous. Built once; calls only launch it.
 
     dtype: of all; halves accumulate in float32. tf32: let float32 products round their operands to TF32. bias: the address of
-    one number for each column of D, where there is a bias.
+    one number for each column of D, where there is a bias; without one there is no activation. activation: one of
+    `ACTIVATIONS`.
     """
 
     def __init__(
-        self, a: Matrix, b: Matrix, batch: int, dtype: np.dtype, *, tf32: bool, device: int, bias: int | None = None
+        self,
+        a: Matrix,
+        b: Matrix,
+        batch: int,
+        dtype: np.dtype,
+        *,
+        tf32: bool,
+        device: int,
+        bias: int | None = None,
+        activation: str = "",
     ) -> None:
         self._lib = _library()
         self.device, self.tf32 = device, tf32
-        self.key = repr((a, b, batch, dtype.name, tf32, *([] if bias is None else ["bias"])))
+        more = [] if bias is None else ["bias", *([activation] if activation else [])]
+        self.key = repr((a, b, batch, dtype.name, tf32, *more))
         kind = _TYPES[dtype]
         double = dtype == dtypes.float64
         compute = _COMPUTE_64F if double else _COMPUTE_TF32 if tf32 and dtype == dtypes.float32 else _COMPUTE_32F
@@ -97,7 +112,7 @@ class Product:
         self._set("MatmulDesc", self._desc, _TRANSB, ctypes.c_int32(a.transposed))
         if bias is not None:
             # Columns of D are what cuBLASLt calls rows, to each of which it adds one number.
-            self._set("MatmulDesc", self._desc, _EPILOGUE, ctypes.c_int32(_WITH_BIAS))
+            self._set("MatmulDesc", self._desc, _EPILOGUE, ctypes.c_int32(_EPILOGUES[activation]))
             self._set("MatmulDesc", self._desc, _BIAS, ctypes.c_uint64(bias))
         self._a = self._layout(kind, b, batch)
         self._b = self._layout(kind, a, batch)

@@ -210,7 +210,7 @@ def _again(node: Node) -> list[TensorType]:
     return [_kept(node, 2), TensorType((*q.shape[:3], v.shape[3]), q.dtype), TensorType((*q.shape[:3], 1), q.dtype)]
 
 
-@kernel(attention_gradient, "cupy", when=_taken(2), bind=True, workspace=_again)
+@kernel(attention_gradient, "cupy", when=_taken(2), bind=True, strided=True, workspace=_again)
 def _(site: Site, out: Any, dy: Any, y: Any, *operands: Any, softcap: float, **attrs: Any) -> Call:
     """With the forward pass once more, for its sums."""
     kept, again, sums = site.work

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flamert import dtypes
+from flamert.errors import DeviceError
 from flamert.graph import Node, TensorType
 from flamert.ops.cuda.copy import copier
-from flamert.ops.cuda.cublaslt import WORKSPACE_BYTES, Matrix, Product, version
+from flamert.ops.cuda.cublaslt import ACTIVATIONS, WORKSPACE_BYTES, Matrix, Product, version
+from flamert.ops.cuda.launch import Launch
+from flamert.ops.cuda.pointwise import launch
 from flamert.ops.cuda.tuning import choices, fastest
 from flamert.ops.fused import linear
 from flamert.ops.linear import matmul
 from flamert.ops.op import Site, kernel
+from flamert.ops.pointwise import Instruction
 
 ALIGNMENT = 16
 """Bytes that a bias must lie on a multiple of."""
@@ -50,25 +54,27 @@ def _tuned_workspace(node: Node) -> tuple[TensorType, ...]:
 
 
 def _biased(node: Node) -> bool:
-    """Whether this is a product and a bias, and no more."""
-    bias = node.inputs[2] if len(node.inputs) == 3 else None
-    plain = not node.attrs["activation"] and bias is not None
-    return plain and node.types[0].dtype != dtypes.float64 and suits(node)
+    """Whether this is a product with a bias, and no more than an activation that cuBLASLt has, as exact as halves need it."""
+    bias, dtype = node.inputs[2] if len(node.inputs) == 3 else None, node.types[0].dtype
+    plain = not node.attrs["activation"] or (node.attrs["activation"] in ACTIVATIONS and dtype in dtypes.HALF)
+    return plain and bias is not None and dtype != dtypes.float64 and suits(node)
 
 
 for _op, _when in ((matmul, suits), (linear, _biased)):
 
     @kernel(_op, "cupy", when=_when, bind=True, workspace=scratch)
-    def _(site: Site, out: Any, *operands: Any, **_: Any) -> Callable[[], None]:
-        return _bound(site, out, *operands)
+    def _(site: Site, out: Any, *operands: Any, **attrs: Any) -> Callable[[], None]:
+        return _bound(site, out, *operands, activation=attrs.get("activation", ""))
 
     @kernel(_op, "cupy", when=_when, bind=True, workspace=_tuned_workspace, hot=True)
-    def _(site: Site, out: Any, *operands: Any, **_: Any) -> Callable[[], None]:
+    def _(site: Site, out: Any, *operands: Any, **attrs: Any) -> Callable[[], None]:
         """With the fastest of several algorithms, of operands as they lie or one of them turned."""
-        return _bound(site, out, *operands, tuned=True)
+        return _bound(site, out, *operands, activation=attrs.get("activation", ""), tuned=True)
 
 
-def _bound(site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, tuned: bool = False) -> Callable[[], None]:
+def _bound(
+    site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, activation: str, tuned: bool = False
+) -> Callable[[], None]:
     xp = site.xp
     if a.ndim == 1:
         a, out = a[None], out[..., None, :] if b.ndim > 1 else out[None]
@@ -86,18 +92,34 @@ def _bound(site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, tuned: boo
         copies.append(copier(dense, bias))
         bias = dense
 
-    def way(operands: tuple[Any, Any], *before: Callable[[], Any]) -> Way:
-        product = product_of(*operands, math.prod(batch), out.dtype, site.device, bias)
-        return Way.of(site, product, operands, out, (*copies, *before))
+    def way(operands: tuple[Any, Any], *before: Callable[[], Any], ends: str = activation) -> Way:
+        product = product_of(*operands, math.prod(batch), out.dtype, site.device, bias, ends)
+        after = [_activated(out, activation)] if ends != activation else []
+        return Way.of(site, product, operands, out, (*copies, *before), after)
 
-    ways = [way((a, b))]
+    def of(operands: tuple[Any, Any], *before: Callable[[], Any]) -> list[Way]:
+        """With the activation in the product, where there is such an algorithm, and behind it."""
+        found = []
+        for ends in dict.fromkeys((activation, "")):
+            try:
+                found.append(way(operands, *before, ends=ends))
+            except DeviceError:
+                if not ends:
+                    raise
+        return found
+
+    ways = of((a, b))
     # Times differ from process to process, and algorithms in the order of their sums.
     if not tuned or site.device.deterministic:
         return ways[0].run
     turned = _turned(site, a, b) if ways[0].product.tf32 and not batch else None
-    if turned is not None:
-        ways.append(way(*turned))
-    return fastest_way(ways)
+    return fastest_way([*ways, *([] if turned is None else of(*turned))])
+
+
+def _activated(out: Any, activation: str) -> Launch:
+    """The launch of an activation in place."""
+    type, program = TensorType(out.shape, out.dtype), (Instruction(activation, (0,), ()),)
+    return launch([out], [out], [type], [None], program, (0,))
 
 
 class Way(NamedTuple):
@@ -107,8 +129,15 @@ class Way(NamedTuple):
     run: Callable[[], None]
 
     @staticmethod
-    def of(site: Site, product: Product, operands: Sequence[Any], out: Any, before: Sequence[Callable[[], Any]]) -> Way:
-        """On these arrays, after these calls."""
+    def of(
+        site: Site,
+        product: Product,
+        operands: Sequence[Any],
+        out: Any,
+        before: Sequence[Callable[[], Any]],
+        after: Sequence[Callable[[], Any]] = (),
+    ) -> Way:
+        """On these arrays, between these calls."""
         (a, b), work = operands, site.work[0]
         current = site.xp.cuda.get_current_stream
 
@@ -116,6 +145,8 @@ class Way(NamedTuple):
             for call in before:
                 call()
             product(a.data.ptr, b.data.ptr, out.data.ptr, work.data.ptr, current().ptr)
+            for call in after:
+                call()
 
         return Way(product, run)
 
@@ -136,11 +167,12 @@ def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], A
     return (operands[0], operands[1]), copier(operands[side], x)
 
 
-def product_of(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any = None) -> Product:
+def product_of(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any = None, activation: str = "") -> Product:
     """The product of two arrays as they lie, in TF32 where the device may."""
     tf32 = bool(device.allow_tf32) and dtype == dtypes.float32
     at = None if bias is None else bias.data.ptr
-    return Product(_matrix(a), _matrix(b), batch, dtype, tf32=tf32, device=device.index, bias=at)
+    lie = _matrix(a), _matrix(b)
+    return Product(*lie, batch, dtype, tf32=tf32, device=device.index, bias=at, activation=activation)
 
 
 def fastest_way(ways: Sequence[Way]) -> Callable[[], None]:
