@@ -9,7 +9,8 @@ processors minutes, and timed one after another, while the others wait. float32 
 arithmetic at 790 TFLOP/s (TF32: half of that), and for training what an optimizer must move at 4.3 TB/s on top; for inference
 it is no less than the time to read the weights once. Errors are relative to PyTorch in float64: of outputs, or of the loss
 and of the gradients of a few weights. Peak memory and the time of the first call come from processes of each runtime's own,
-with caches of their own: one that finds them empty, and one that finds what the first has left there. With --no-memory the
+with caches of their own: one that finds them empty, and one that finds what the first has left there. That time begins with
+the network in host memory, a module or a file, and the runtime imported, and ends with the first result. With --no-memory the
 table has what each runtime's allocator holds, in the row's process.
 """
 
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_networks import NETWORKS
-from benchmarks.gpu_rows import COMPILED, PRECISIONS, RUNTIMES, WARM, Task, contenders, measured
+from benchmarks.gpu_rows import COMPILED, PRECISIONS, RUNTIMES, WARM, Task, entered, measured
 
 FLAGS = ("--no-compile", "--default", "--max-autotune", "--no-memory", "--no-errors")
 """What a row's own process is told as well."""
@@ -182,11 +183,11 @@ def _memory(task: Task, runtimes: Sequence[str]) -> dict[str, Any]:
 def _alone(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
-    task = _task(options)
+    ready = entered(_task(options), options.child)
     torch.zeros(1).cuda()
     free = torch.cuda.mem_get_info()[0]
     started = time.perf_counter()
-    [contender] = contenders(task, (options.child,)).values()
+    contender = ready()
     contender.step()
     torch.cuda.synchronize()
     first = time.perf_counter() - started

@@ -64,14 +64,23 @@ class Contender(NamedTuple):
     gradients: Callable[[Sequence[str]], dict[str, np.ndarray]]
 
 
-def _ours(task: Task, module: Any, example: tuple[Any, ...], labels: Any) -> Contender:
+Ready = Callable[[], Contender]
+"""What a runtime has to do before its first step, once all is imported and the network and its data are there."""
+
+
+def _ours(task: Task, module: Any, example: tuple[Any, ...], labels: Any) -> Ready:
+    """Of the network as an ONNX file in memory."""
+    file = exported(module, example, task.train)
+    return functools.partial(_loaded, task, file, tuple(x.numpy() for x in example), labels.numpy())
+
+
+def _loaded(task: Task, file: Any, example: tuple[np.ndarray, ...], labels: np.ndarray) -> Contender:
     import cupy
 
     import flamert as fr
 
-    network, file = task.network, exported(module, example, task.train)
-    xs = tuple(cupy.asarray(x.numpy()) for x in example)
-    t = cupy.asarray(labels.numpy())
+    network = task.network
+    xs, t = tuple(map(cupy.asarray, example)), cupy.asarray(labels)
 
     def load() -> Any:
         half = None if task.train or task.precision == "fp32" else task.precision
@@ -92,7 +101,7 @@ def _ours(task: Task, module: Any, example: tuple[Any, ...], labels: Any) -> Con
     return Contender(lambda: trainer.step(xs, t), gradients)
 
 
-def _torchs(task: Task, module: Any, example: tuple[Any, ...], labels: Any, compiled: str | None) -> Contender:
+def _torchs(task: Task, compiled: str | None, module: Any, example: tuple[Any, ...], labels: Any) -> Contender:
     import torch
 
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(task.precision)
@@ -124,16 +133,16 @@ def _torchs(task: Task, module: Any, example: tuple[Any, ...], labels: Any, comp
     return Contender(step if task.train else infer, gradients)
 
 
-def contenders(task: Task, runtimes: Sequence[str]) -> dict[str, Contender]:
-    """Every runtime, ready for its first step."""
+def entered(task: Task, runtime: str) -> Ready:
+    """A runtime that is imported, and what it is to run."""
     import torch
 
     torch._dynamo.reset()
-    found = {}
-    for runtime in runtimes:
-        drawn = task.drawn()
-        found[runtime] = _ours(task, *drawn) if runtime == "flamert" else _torchs(task, *drawn, COMPILED.get(runtime))
-    return found
+    if runtime != "flamert":
+        return functools.partial(_torchs, task, COMPILED.get(runtime), *task.drawn())
+    import flamert.trainer  # noqa: F401
+
+    return _ours(task, *task.drawn())
 
 
 def allocated(runtime: str) -> int:
@@ -248,10 +257,11 @@ def measured(task: Task, runtimes: Sequence[str], reference: str | None, ready: 
 
     Memory is what the runtime's allocator has taken after its first steps: the process's own share is the same for all.
     """
-    found, row = {}, {}
+    found: dict[str, Contender] = {}
+    row: dict[str, Any] = {}
     for runtime in runtimes:
         before = allocated(runtime)
-        found |= contenders(task, (runtime,))
+        found[runtime] = entered(task, runtime)()
         if reference:
             row |= errors(task, runtime, found[runtime], reference)
         trim()
