@@ -37,11 +37,17 @@ def elementwise(node: Node) -> bool:
 
 def value_types(program: Sequence[Instruction], inputs: Sequence[TensorType]) -> list[TensorType]:
     """The types of a chain's operands and of every instruction's result."""
+    return list(_inferred(tuple(program), tuple(inputs)))
+
+
+@functools.lru_cache(4096)
+def _inferred(program: tuple[Instruction, ...], inputs: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    """Once for all parameters of one shape, and for each of those who ask."""
     types = list(inputs)
     for step in program:
         op: Any = OPERATORS[step.op]
         types.append(op.infer(*[types[i] for i in step.operands], **dict(step.attrs)))
-    return types
+    return tuple(types)
 
 
 def _suits(node: Node) -> bool:
