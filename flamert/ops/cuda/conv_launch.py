@@ -56,12 +56,19 @@ def launched(
         deterministic=device.deterministic,
         device=device.index,
     )
-    stream = xp.cuda.get_current_stream
+    run = built.launch(given, out, site.work[0], xp.cuda.get_current_stream)
+    built.take(_engine(site, built, given, out))
+    return one([*before, run, *after])
+
+
+def _engine(site: Site, built: Any, given: Sequence[Any], out: Any) -> int:
+    """The number of the engine to take for a convolution of arrays that lie like these, measured now or before."""
+    device, xp = site.device, site.xp
 
     def measured() -> str:
         # On data of its own: what operands hold is not there yet, or not to be overwritten.
         noise, result = [_noise(xp, x) for x in given], xp.empty_like(out)
-        trial = built.launch(noise, result, site.work[0], stream)
+        trial = built.launch(noise, result, site.work[0], xp.cuda.get_current_stream)
 
         def under(index: int) -> Launch:
             def launch() -> None:
@@ -75,9 +82,7 @@ def launched(
         first = 0 if device.deterministic else fastest([under(built.candidates[i]) for i in tried])
         return str(built.candidates[tried[first]])
 
-    run = built.launch(given, out, site.work[0], stream)
-    built.take(int(choices("cudnn", version(), device.index).find(built.key, measured)))
-    return one([*before, run, *after])
+    return int(choices("cudnn", version(), device.index).find(built.key, measured))
 
 
 def _covered(
