@@ -288,7 +288,7 @@ class Plan:
         outputs = []
         for v in node.outputs:
             where = self._in_whole(node, v, kernel, time_)
-            if v in self._donated:
+            if v in self._donated and not kernel.hot:
                 where = Place(Storage(v.type, -1, self._donated[v]), 0, None)
             elif where is None and node.op.inplace and len(node.outputs) == 1:
                 where = self._takeover(node, v, time_, last)
