@@ -56,8 +56,10 @@ class sourced:
     def __init__(self, source: Source | None) -> None:
         self.source = source
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Callable[[Source | None], object]:
+        """What changes the source for the rest of the block."""
         self.token = _source.set(self.source)
+        return _source.set
 
     def __exit__(self, *raised: object) -> None:
         _source.reset(self.token)

@@ -18,6 +18,7 @@ from flamert.differentiate import Gradients, vjp
 from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
 from flamert.feeds import TensorSpec, checked, on_gpu
+from flamert.garbage import seldom_collected
 from flamert.graph import Graph
 from flamert.origin import Origin, Stored, Traced
 from flamert.runtime.device import Device
@@ -298,9 +299,9 @@ class Model:
         factors = [name for term in self.origin.grafts.values() for name in (term.a, term.b)]
         return frozenset((*factors, *self.heads) if factors else ())
 
-    def prepared(self, graph: Graph) -> Graph:
-        """A graph made of this model's values, after the passes."""
-        return self._prepare(graph, True, self.device, self.derived)
+    def prepared(self, graph: Graph, updates: int = 0) -> Graph:
+        """A graph made of this model's values, after the passes. updates: how many outputs, at their end, are new state."""
+        return self._prepare(graph, True, self.device, self.derived, updates=updates)
 
     @property
     def derived(self) -> dict[Any, Any]:
@@ -377,7 +378,8 @@ class Model:
 
     def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         like = {name: x if isinstance(x, np.ndarray | list | dict) else _stand_in(x) for name, x in feeds.items()}
-        stage, slots, order = self.origin.specialise(like, outputs)
+        with seldom_collected():
+            stage, slots, order = self.origin.specialise(like, outputs)
         device, cache, prepare, precision = self.device, self._cache, self._prepare, self.precision
         program = Program(stage, slots, device, lambda graph, hot: prepare(graph, hot, device, cache, precision), cache)
         return program, tuple(order)

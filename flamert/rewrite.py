@@ -16,18 +16,21 @@ def rebuild(graph: Graph, rule: Rule) -> Graph:
     """Apply `rule` to every node, operands first. A node whose operands and op stay the same stays the same object."""
     new: dict[Value | None, Value | None] = {None: None}
     """Only what has changed."""
-    for node in graph.nodes:
-        if node.op is INPUT:
-            continue
-        inputs = node.inputs
-        if len(new) > 1:
-            inputs = tuple([new.get(v, v) for v in inputs])
-        with sourced(node.source):
+    with sourced(None) as source:
+        last = None
+        for node in graph.nodes:
+            if node.op is INPUT:
+                continue
+            inputs = node.inputs
+            if len(new) > 1 and inputs:
+                inputs = tuple([new.get(v, v) for v in inputs])
+            if node.source is not last:
+                source(last := node.source)
             results = rule(node, inputs)
-        if results is not None:
-            new.update(zip(node.outputs, results, strict=True))
-        elif inputs != node.inputs:
-            new.update(zip(node.outputs, with_inputs(node, inputs).outputs, strict=True))
+            if results is not None:
+                new.update(zip(node.outputs, results, strict=True))
+            elif inputs != node.inputs:
+                new.update(zip(node.outputs, with_inputs(node, inputs).outputs, strict=True))
     outputs = tuple([v if (value := new.get(v)) is None else value for v in graph.outputs])
     return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
 

@@ -189,11 +189,20 @@ INSTRUCTIONS = {
 """What stands for instructions that kernels write in PTX; operands that are not found in these have the kernels' own names."""
 
 
+OPTIONS = (
+    *("-O1", "-std=c++17", "-fPIC", "-w", "-ffp-contract=off"),
+    *("-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"),  # what passes an array's end ends the process
+)
+
+
 @functools.cache
-def _folder():
-    folder = tempfile.mkdtemp(prefix="emulated-")
+def _folder(compiler):
+    """Where this process keeps what it compiles, with what all kernels share compiled ahead."""
+    folder = Path(tempfile.mkdtemp(prefix="emulated-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    (folder / "shim.h").write_text(SHIM)
+    subprocess.run([compiler, *OPTIONS, "-x", "c++-header", "shim.h"], cwd=folder, check=True)
+    return folder
 
 
 @functools.cache
@@ -212,11 +221,10 @@ extern "C" void emulate(unsigned gx, unsigned gy, unsigned gz, unsigned threads,
   run_grid(gx, gy, gz, threads, [&] {{ {name}({", ".join(names)}); }});
 }}
 """
-    stem = _folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cc").write_text(SHIM + text + launch)
-    options = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-ffp-contract=off"]
-    options += ["-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"]  # what passes an array's end ends the process
-    done = subprocess.run([compiler, *options, "-o", f"{stem}.so", f"{stem}.cc"], capture_output=True, text=True)
+    stem = _folder(compiler) / hashlib.sha256(text.encode()).hexdigest()[:16]
+    stem.with_suffix(".cc").write_text('#include "shim.h"\n' + text + launch)
+    command = [compiler, *OPTIONS, "-shared", "-o", f"{stem}.so", f"{stem}.cc"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}\n{source}"
     entry = ctypes.CDLL(f"{stem}.so").emulate
 

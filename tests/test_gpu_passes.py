@@ -53,5 +53,5 @@ def test_training_for_a_gpu_goes_the_same_way(name, precision, monkeypatch):
     lower = step.lower
     monkeypatch.setattr(attention, "available", lambda: True)
     monkeypatch.setattr(step, "lower", lambda graph, to, device, cache: lower(graph, to, Elsewhere, cache))
-    made = curve(network, precision, feeds, lambda graph, hot, device, *more: pipeline.prepare(graph, hot, Elsewhere, *more))
+    made = curve(network, precision, feeds, lambda graph, hot, _, *a, **k: pipeline.prepare(graph, hot, Elsewhere, *a, **k))
     np.testing.assert_allclose(made, plain, rtol=3e-2 if precision == "bf16" else 1e-4)

@@ -13,7 +13,7 @@ from flamert.ops.cuda.pointwise import elementwise
 from flamert.ops.evaluate import evaluate
 from flamert.ops.op import Site
 from flamert.passes.deduplicate import deduplicate
-from flamert.passes.pipeline import inference, lower
+from flamert.passes.pipeline import lower, prepare
 from flamert.passes.remade import remake_rows
 from flamert.passes.row_sums import sum_rows
 from flamert.passes.rows import fuse_rows, open_rows
@@ -71,10 +71,7 @@ def step(kind, half, **sizes):
     x, parameters, loss = network(kind, **sizes)
     forward = lower(Graph([x, *parameters], [loss]), half, Cuda, {})
     graph = Graph([x, *parameters], [*forward.outputs, *grad(forward.outputs[0], parameters)])
-    after = graph
-    for apply in inference(Cuda, {}):
-        after = apply(after)
-    return graph, after
+    return graph, prepare(graph, True, Cuda, {})
 
 
 KINDS = [("before", B), ("behind", B), ("rows", B), ("before", None), ("behind", None)]

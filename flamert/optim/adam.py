@@ -9,7 +9,7 @@ import numpy as np
 
 from flamert import ops
 from flamert.graph import TensorType, Value
-from flamert.optim.optimizer import Optimizer, Options, State, Update, decayed, like, zeros
+from flamert.optim.optimizer import Optimizer, Options, State, Update, decayed, filled, like
 from flamert.optim.schedule import Schedule
 from flamert.optim.sgd import Groups
 
@@ -45,7 +45,7 @@ class Adam(Optimizer):
         super().__init__(defaults, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {name: zeros(param) for name in (("m", "v", "v_max") if options["amsgrad"] else ("m", "v"))}
+        return {name: filled(param) for name in (("m", "v", "v_max") if options["amsgrad"] else ("m", "v"))}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         b1, b2 = options["betas"]
@@ -98,7 +98,7 @@ class Adamax(Optimizer):
         super().__init__({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"m": zeros(param), "u": zeros(param)}
+        return {"m": filled(param), "u": filled(param)}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         b1, b2 = options["betas"]
@@ -127,7 +127,7 @@ class NAdam(Optimizer):
         super().__init__(defaults, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"m": zeros(param), "v": zeros(param), "mu_product": np.ones((), param.dtype)}
+        return {"m": filled(param), "v": filled(param), "mu_product": np.ones((), param.dtype)}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         b1, b2 = options["betas"]
@@ -161,7 +161,7 @@ class RAdam(Optimizer):
         super().__init__({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"m": zeros(param), "v": zeros(param)}
+        return {"m": filled(param), "v": filled(param)}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         b1, b2 = options["betas"]
@@ -194,7 +194,7 @@ class LAMB(Optimizer):
         super().__init__({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"m": zeros(param), "v": zeros(param)}
+        return {"m": filled(param), "v": filled(param)}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         b1, b2 = options["betas"]

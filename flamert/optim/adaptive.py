@@ -8,7 +8,7 @@ import numpy as np
 
 from flamert import ops
 from flamert.graph import TensorType, Value
-from flamert.optim.optimizer import Optimizer, Options, State, Update, decayed, like, zeros
+from flamert.optim.optimizer import Optimizer, Options, State, Update, decayed, filled, like
 from flamert.optim.schedule import Schedule
 from flamert.optim.sgd import Groups
 
@@ -31,7 +31,7 @@ class Adagrad(Optimizer):
         super().__init__(defaults | {"initial_accumulator_value": initial_accumulator_value}, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"sum": np.full(param.shape, options["initial_accumulator_value"], param.dtype)}
+        return {"sum": filled(param, options["initial_accumulator_value"])}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         grad = decayed(param, grad, options["weight_decay"])
@@ -61,7 +61,7 @@ class RMSprop(Optimizer):
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
         names = ["square", *["mean"] * options["centered"], *["momentum"] * bool(options["momentum"])]
-        return {name: zeros(param) for name in names}
+        return {name: filled(param) for name in names}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         alpha = options["alpha"]
@@ -99,7 +99,7 @@ class Adafactor(Optimizer):
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
         if param.rank < 2:
-            return {"variance": zeros(param)}
+            return {"variance": filled(param)}
         row, column = (*param.shape[:-1], 1), (*param.shape[:-2], 1, param.shape[-1])
         return {"row": np.zeros(row, param.dtype), "column": np.zeros(column, param.dtype)}
 

@@ -72,9 +72,9 @@ def like(number: Value, param: Value) -> Value:
     return number if number.dtype == param.dtype else g.OPERATORS["cast"](number, to=param.dtype)
 
 
-def zeros(param: TensorType) -> np.ndarray:
-    """A state array that starts at zero."""
-    return np.zeros(param.shape, param.dtype)
+def filled(param: TensorType, number: float = 0.0) -> np.ndarray:
+    """A state array that starts as one number everywhere: a view of that number, which takes no memory."""
+    return np.broadcast_to(np.asarray(number, param.dtype), param.shape)
 
 
 def decayed(param: Value, grad: Value, weight_decay: float) -> Value:

@@ -10,7 +10,7 @@ import numpy as np
 from flamert import ops
 from flamert.errors import InputError
 from flamert.graph import TensorType, Value
-from flamert.optim.optimizer import Optimizer, Options, State, Update, decayed, like, zeros
+from flamert.optim.optimizer import Optimizer, Options, State, Update, decayed, filled, like
 from flamert.optim.schedule import Schedule
 
 Groups = Sequence[Mapping[str, Any]]
@@ -36,7 +36,7 @@ class SGD(Optimizer):
         super().__init__(defaults, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"momentum": zeros(param)} if options["momentum"] else {}
+        return {"momentum": filled(param)} if options["momentum"] else {}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         grad = decayed(param, grad, options["weight_decay"])
@@ -64,7 +64,7 @@ class Lion(Optimizer):
         super().__init__({"lr": lr, "betas": betas, "weight_decay": weight_decay}, groups, no_decay)
 
     def init(self, param: TensorType, options: Options) -> dict[str, np.ndarray]:
-        return {"momentum": zeros(param)}
+        return {"momentum": filled(param)}
 
     def update(self, param: Value, grad: Value, state: State, lr: Value, step: Value, options: Options) -> Update:
         (b1, b2), m, lr = options["betas"], state["momentum"], like(lr, param)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from flamert.passes.row_views import views_first
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
 from flamert.passes.straighten import straighten
+from flamert.passes.updates import without_updates
 from flamert.passes.views import settle_views
 from flamert.runtime.device import Device
 from flamert.runtime.plan import decompose
@@ -55,17 +56,27 @@ from flamert.runtime.plan import decompose
 Pass = Callable[[Graph], Graph]
 
 
-def inference(device: Device, cache: dict[Any, Any], precision: str | None = None) -> tuple[Pass, ...]:
-    """The passes for inference on this device, in order. cache: what is derived from one model's weights."""
+class Passes(NamedTuple):
+    """Passes in order, in groups: those between the first and the last have nothing to do with updates of state."""
+
+    first: tuple[Pass, ...]
+    between: tuple[Pass, ...]
+    last: tuple[Pass, ...]
+
+
+def inference(device: Device, cache: dict[Any, Any], precision: str | None = None) -> Passes:
+    """The passes for inference on this device. cache: what is derived from one model's weights."""
     folding = partial(fold, cache=cache)
     half = HALVES.get(precision)
-    return (
+    first: tuple[Pass, ...] = (
         *([widen] if precision == "fp32" else []),
         folding,
         *([] if device.backend == "numpy" else [losses_by_rows]),
         partial(decompose, backend=device.backend, hot=True),
         simplify,
         deduplicate,
+    )
+    between: tuple[Pass, ...] = (
         partial(recognise, eligible=partial(_beats_its_parts, backend=device.backend, half=half)),
         fold_affine,
         folding,
@@ -78,16 +89,31 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         turn_products,
         _epilogues(device.backend),
         *([] if device.backend == "numpy" else [take_biases, merge_products, _activations(device.backend), widen_losses]),
-        *_fusion(device.backend),
+        *_reductions(device.backend),
+    )
+    last: tuple[Pass, ...] = (
+        partial(fuse_pointwise, eligible=_elementwise(device.backend), together=True),
         folding,
         deduplicate,
         *([partial(lay_weights, cache=cache)] if device.allow_tf32 else []),
     )
+    return Passes(first, between, last)
 
 
-def prepare(graph: Graph, hot: bool, device: Device, cache: dict[Any, Any], precision: str | None = None) -> Graph:
-    """A graph as the importer made it → as the planner should see it, for inference. precision: one of `PRECISIONS`."""
-    for apply in inference(device, cache, precision):
+def prepare(
+    graph: Graph, hot: bool, device: Device, cache: dict[Any, Any], precision: str | None = None, updates: int = 0
+) -> Graph:
+    """A graph as the importer made it → as the planner should see it. precision: one of `PRECISIONS`. updates: how many of the
+    outputs, at their end, are what state becomes."""
+    passes = inference(device, cache, precision)
+    graph = applied(passes.first, graph)
+    graph = without_updates(graph, updates, _elementwise(device.backend), partial(applied, passes.between))
+    return applied(passes.last, graph)
+
+
+def applied(passes: Iterable[Pass], graph: Graph) -> Graph:
+    """What passes, one after another, make of a graph."""
+    for apply in passes:
         graph = apply(graph)
     return graph
 
@@ -195,26 +221,34 @@ def _around_products(backend: str) -> tuple[Pass, ...]:
     return scale_products, straighten, partial(lay_heads, eligible=own), *settled, straighten
 
 
-def _fusion(backend: str) -> tuple[Pass, ...]:
-    """What becomes of elementwise ops, and on a GPU of reductions among them."""
+def _elementwise(backend: str) -> Callable[[Node], bool]:
+    """Which nodes can be part of a chain."""
     if backend == "numpy":
-        return (partial(fuse_pointwise, eligible=on_cpu.elementwise, together=True),)
-    from flamert.ops.cuda import columns, rows
+        return on_cpu.elementwise
     from flamert.ops.cuda import pointwise as on_gpu
 
+    return on_gpu.elementwise
+
+
+def _reductions(backend: str) -> tuple[Pass, ...]:
+    """What becomes of reductions on a GPU, and of elementwise ops among them."""
+    if backend == "numpy":
+        return ()
+    from flamert.ops.cuda import columns, rows
+
+    eligible = _elementwise(backend)
     return (
-        partial(views_first, eligible=on_gpu.elementwise),
+        partial(views_first, eligible=eligible),
         open_rows,
         simplify,
         deduplicate,
-        partial(fuse_rows, eligible=on_gpu.elementwise, fits=rows.fits),
-        partial(sum_rows, eligible=on_gpu.elementwise, fits=rows.fits),
+        partial(fuse_rows, eligible=eligible, fits=rows.fits),
+        partial(sum_rows, eligible=eligible, fits=rows.fits),
         partial(remake_rows, fits=rows.fits),
         cast_together,
-        partial(remake_gates, eligible=on_gpu.elementwise),
-        partial(repeat_free, eligible=on_gpu.elementwise),
-        partial(fuse_columns, eligible=on_gpu.elementwise, fits=columns.fits),
-        partial(keep_columns, eligible=on_gpu.elementwise, fits=columns.fits),
-        partial(finish_columns, eligible=on_gpu.elementwise, fits=columns.fits),
-        partial(fuse_pointwise, eligible=on_gpu.elementwise, together=True),
+        partial(remake_gates, eligible=eligible),
+        partial(repeat_free, eligible=eligible),
+        partial(fuse_columns, eligible=eligible, fits=columns.fits),
+        partial(keep_columns, eligible=eligible, fits=columns.fits),
+        partial(finish_columns, eligible=eligible, fits=columns.fits),
     )

@@ -132,6 +132,7 @@ class _Grouping:
         for i, node in enumerate(graph.nodes):
             for j in self._feeding(i):
                 self.above[i] |= self.above[j] | self.mask[j]
+            self.visited = i  # nothing further down is above anything yet
             self._visit(i, node)
 
     def _feeding(self, unit: int) -> set[int]:
@@ -184,7 +185,7 @@ class _Grouping:
         self.mask[a] |= self.mask[b]
         self.above[a] = (self.above[a] | self.above[b]) & ~self.mask[a]
         below = self.above[a] | self.mask[a]
-        for j in {self.unit[k] for k in range(len(self.nodes)) if self.above[self.unit[k]] & self.mask[a]}:
+        for j in {self.unit[k] for k in range(min(members), self.visited + 1) if self.above[self.unit[k]] & self.mask[a]}:
             self.above[j] |= below
         return True
 

@@ -122,6 +122,12 @@ class Device:
         """A contiguous array of this one's shape and type, of no contents."""
         return self.xp.empty(like.shape, like.dtype)
 
+    def filled(self, shape: tuple[int, ...], number: Any) -> Any:
+        """A contiguous array that holds one number everywhere. number: an array with that one element."""
+        made = self.fresh(self.xp.broadcast_to(number, shape))
+        made[...] = number
+        return made
+
     def copier(self, out: Any, x: Any) -> Callable[[], Any]:
         """A call that copies x into `out`, an array of the same shape and type, whatever the strides of the two."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ import numpy as np
 
 from flamert import losses
 from flamert.feeds import checked, on_gpu
+from flamert.garbage import seldom_collected
 from flamert.graph import Value
 from flamert.model import Model
 from flamert.runtime.device import Device
@@ -121,10 +122,11 @@ class Plans:
     def _made(
         self, feeds: dict[str, Any], targets: dict[str, Any], seed: int | None, outputs: Sequence[str], draft: Drafting
     ) -> Planned:
-        task = self.objective(Batch(feeds, targets), seed, outputs)
-        sketch, groups = draft(task)
-        passed = [*task.feeds.values(), *task.targets.values()]
-        plan = sketch.plan(self.model, passed, [v for group in groups for v in group], thrifty=self.thrifty)
+        with seldom_collected():
+            task = self.objective(Batch(feeds, targets), seed, outputs)
+            sketch, groups = draft(task)
+            passed = [*task.feeds.values(), *task.targets.values()]
+            plan = sketch.plan(self.model, passed, [v for group in groups for v in group], thrifty=self.thrifty)
         return Planned(plan, task, tuple(map(len, groups)), sketch.written, self.model.device)
 
 

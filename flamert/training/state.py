@@ -28,7 +28,10 @@ class State:
         """A new array with these contents."""
         array = np.asarray(array)
         self.types[name] = TensorType(array.shape, array.dtype)
-        self.arrays[name] = self.device.owned(self.device.upload(array))
+        if array.size > 1 and not any(array.strides):  # one number everywhere, which goes to a GPU as that
+            self.arrays[name] = self.device.filled(array.shape, self.device.upload(array[(slice(1),) * array.ndim]))
+        else:
+            self.arrays[name] = self.device.owned(self.device.upload(array))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A copy of an array's contents, on the host."""
@@ -86,7 +89,7 @@ class Draft:
 
         thrifty: cheap results on the way to the first output are made again where the rest reads them, not kept.
         """
-        graph = model.prepared(self.graph(inputs, outputs))
+        graph = model.prepared(self.graph(inputs, outputs), len(self._updates))
         if thrifty:
             graph = recompute(graph, graph.outputs[0])
         arrays = self.state.arrays
