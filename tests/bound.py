@@ -39,7 +39,8 @@ def zeros(shape, dtype):
     return Array(np.zeros(shape, dtype))
 
 
-XP = SimpleNamespace(zeros=zeros, empty=zeros)
+CUDA = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
+XP = SimpleNamespace(zeros=zeros, empty=zeros, cuda=CUDA)
 FAULTS = SimpleNamespace(record=np.zeros(4, np.int64), place=lambda node, size: size)
 
 
@@ -61,7 +62,7 @@ def run(op, inputs, attrs, outs=None, tf32=None):
         XP,
         node,
         tuple(Array(np.full(t.shape, 7).astype(t.dtype)) for t in work),
-        device=SimpleNamespace(faults=FAULTS, allow_tf32=tf32),
+        device=SimpleNamespace(faults=FAULTS, allow_tf32=tf32, index=0),
     )
     outs = [np.full(t.shape, 7).astype(t.dtype) for t in node.types] if outs is None else outs
     held = [Array(x) for x in outs]

@@ -7,7 +7,7 @@ from flamert import dtypes, ops
 from flamert import graph as g
 from flamert.grad import grad
 from flamert.graph import Graph, TensorType
-from flamert.ops.cuda import groups
+from flamert.ops.cuda import copy, groups
 from flamert.ops.evaluate import evaluate
 from flamert.passes.deduplicate import deduplicate
 from flamert.passes.groups import open_groups
@@ -38,7 +38,8 @@ SHAPES = [
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(groups, "compiled", Kernel)
+    for module in (copy, groups):
+        monkeypatch.setattr(module, "compiled", Kernel)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda t: t.name)
@@ -63,6 +64,17 @@ def drawn(shape, dtype, seed=0):
 
 def near(got, want, scale=1):
     np.testing.assert_allclose(got, want, 2e-5, 2e-5 * scale)
+
+
+def test_operands_may_begin_anywhere(on_cpu):
+    x, dy = (drawn((2 * 5 * 8 + 1,), F32, seed)[1:].reshape(2, 5, 8) for seed in (0, 1))
+    attrs = {"groups": 2, "axis": -1}
+    found = bound.run("group_moments", [x], attrs)
+    for got, want in zip(found, normalize.group_moments(x.astype(np.float64), **attrs), strict=True):
+        near(got, want)
+    sums = [bound.run("group_sums", [d, y, found[0]], attrs) for d, y in ((dy, x), (dy.copy(), x.copy()))]
+    for got, want in zip(*sums, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda t: t.name)

@@ -119,7 +119,7 @@ def test_lifetimes_begin_with_the_first_part(strided):
     x = value(64, 64)
     first, others = ops.sin(x), x
     for _ in range(6):
-        others = ops.sqrt(ops.abs(ops.matmul(others, others)))
+        others = ops.sqrt(ops.abs(others + ops.transpose(others, perm=(1, 0))))
     run([x], [ops.concat(first, ops.cos(others), axis=1) * 2])
 
 

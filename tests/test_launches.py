@@ -10,7 +10,7 @@ from flamert import dtypes, ops
 from flamert import graph as g
 from flamert.graph import Graph, TensorType
 from flamert.ops.cuda import pointwise
-from flamert.ops.cuda.launch import Flat, Launch, table_of
+from flamert.ops.cuda.launch import Flat, Launch, extent, table_of
 from flamert.ops.cuda.pointwise import elementwise, launch
 from flamert.ops.pointwise import Instruction
 from flamert.passes.pointwise import fuse_pointwise
@@ -256,3 +256,20 @@ def test_a_launch_can_write_somewhere_else(monkeypatch):
     assert not y.array.any()
     again = pointwise.launch([x], [x], [TensorType((5000,), F)], [None], program, (0,))
     assert not again.writes_alone(x.data.ptr), "what is read there must stay"
+
+
+@pytest.mark.parametrize(("dependent", "numbers"), [(False, [0, 1]), (True, [1])])
+def test_large_results_that_end_a_plan_are_made_in_order_and_read_where_they_are(dependent, numbers):
+    x = g.input(TensorType((512, 1024), F))
+    first = ops.exp(x)
+    plan = Plan(Graph([x], [first, ops.tanh(first if dependent else x)]), device("cpu"))
+    memory = plan.device.allocate(plan.nbytes)
+
+    def array(type, at):
+        return Memory(plan.device.view(memory, plan._offsets[at.storage] + at.offset, type, at.strides))
+
+    calls = []
+    for step in plan.steps:
+        arrays = [array(*step.inputs[0]), array(*step.outputs[0])]
+        calls.append(Launch(None, (1,), 1, tuple(arrays), *[[extent(a)] for a in arrays]))
+    assert [late.number for late in plan._late(calls, array)] == numbers and len(calls) == 2 - len(numbers)

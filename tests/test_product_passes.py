@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flamert import dtypes, ops
+from flamert import graph as g
 from flamert.graph import TensorType
 from flamert.ops.evaluate import evaluate
 from flamert.ops.shape import narrow
@@ -267,4 +268,20 @@ def test_constant_matrices_lie_as_tensor_cores_read_them():
     lies = product.inputs[1].node.inputs[0].constant
     assert lies.flags.c_contiguous and lies.shape == (24, 32)
     assert lies is other.inputs[1].node.inputs[0].constant, "plans of one model share it"
+    same_values(graph, after, arrays)
+
+
+def test_matrices_that_are_laid_have_other_readers_and_their_places_in_the_file():
+    w = rng.standard_normal((32, 24)).astype(np.float32)
+
+    def build(x, y):
+        table = g.constant(w)
+        with g.sourced("file.onnx: MatMul 'scores'"):
+            there = ops.matmul(x, table)
+        return there, ops.matmul(y, ops.transpose(table, perm=(1, 0))), ops.gather(table, np.array([3, 1]), axis=0)
+
+    graph, arrays = graph_of(build, (4, 32), (4, 24))
+    after = lay_weights(fold(graph, {}), {})
+    assert after.outputs[0].node.source == graph.outputs[0].node.source
+    assert after.outputs[0].node.source is not None
     same_values(graph, after, arrays)

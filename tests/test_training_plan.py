@@ -9,6 +9,7 @@ from flamert import graph as g
 from flamert.graph import Graph, TensorType
 from flamert.ops.cpu.library import library
 from flamert.ops.evaluate import apply, evaluate
+from flamert.ops.op import kernel
 from flamert.passes.pipeline import prepare
 from flamert.passes.products import turn_products
 from flamert.runtime.device import device
@@ -64,6 +65,23 @@ def test_state_that_is_read_again_waits_for_the_end():
     (product,) = Plan(graph, device("cpu"), state={p: held}, updates={0: held})(fed)
     np.testing.assert_allclose(product, (start + fed) @ start, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(held, start + fed)
+
+
+def test_state_is_not_what_kernels_are_tried_on(monkeypatch):
+    monkeypatch.setattr(ops.sin, "kernels", list(ops.sin.kernels))
+
+    @kernel(ops.sin, "numpy", hot=True, bind=True)
+    def _(site, out, x):
+        out[...] = 7
+        return lambda: np.sin(x, out=out)
+
+    p, x = value(30, 30), value(30, 30)
+    held, given = random(30, 30), random(30, 30)
+    before = held.copy()
+    plan = Plan(Graph([p, x], [ops.sin(x)]), device("cpu"), hot=True, state={p: held}, updates={0: held})
+    np.testing.assert_array_equal(held, before)
+    plan(given)
+    np.testing.assert_array_equal(held, np.sin(given))
 
 
 @native

@@ -171,10 +171,11 @@ class Kernel:
     run(xp, out, *inputs, **attrs) fills `out` (a tuple of arrays where the op has several results). With `bind`, the
     function is called once, when a plan is made, as run(site, out, *inputs, **attrs), and returns a callable without
     arguments that does the work each time. `workspace(node)` → types of scratch arrays, handed over as `site.work` to a
-    bind kernel and as the keyword `work` to a plain one. `hot`: worth its set-up only in plans that are called often.
-    `contiguous`: the inputs must be C-contiguous, or those operands whose numbers it names. `host`: needs NumPy arrays, on a
-    GPU too (they are copied). `strided`: results may lie apart, as parts of a larger array do, so long as their last axis is
-    dense and all strides and addresses are multiples of 16 bytes.
+    bind kernel and as the keyword `work` to a plain one. `hot`: worth its set-up only in plans that are called often; binding
+    it may try ways to compute the results where these will lie. `contiguous`: the inputs must be C-contiguous, or those
+    operands whose numbers it names. `host`: needs NumPy arrays, on a GPU too (they are copied). `strided`: results may lie
+    apart, as parts of a larger array do, so long as their last axis is dense and all strides and addresses are multiples of 16
+    bytes.
     """
 
     __slots__ = ("backend", "bind", "contiguous", "host", "hot", "op", "run", "strided", "when", "workspace")

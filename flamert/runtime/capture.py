@@ -64,6 +64,10 @@ class Replay:
                     call()
             except Exception as error:
                 self.obstacle = f"a kernel cannot be recorded: {error}"
+            except BaseException:  # whoever interrupts this leaves no stream that still records
+                with contextlib.suppress(Exception):
+                    stream.end_capture()
+                raise
             try:
                 graph = stream.end_capture()
             except Exception as error:  # a recording that was broken off cannot even be ended

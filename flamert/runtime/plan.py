@@ -288,7 +288,7 @@ class Plan:
         outputs = []
         for v in node.outputs:
             where = self._in_whole(node, v, kernel, time_)
-            if v in self._donated:
+            if v in self._donated and not kernel.hot:
                 where = Place(Storage(v.type, -1, self._donated[v]), 0, None)
             elif where is None and node.op.inplace and len(node.outputs) == 1:
                 where = self._takeover(node, v, time_, last)
@@ -372,7 +372,10 @@ class Plan:
         return Bound(inputs, tuple(calls), tuple(steps), outputs, replay, late)
 
     def _late(self, calls: list[Any], array: Callable[[TensorType, Place], Any]) -> tuple[Late, ...]:
-        """Take the calls at the end that make a large result, and nothing else, from among the others."""
+        """Take the calls at the end that make a large result, and nothing else, from among the others.
+
+        None that another of them reads the result of: in the arena there would be nothing to read.
+        """
         found: list[Late] = []
         while calls:
             step, call = self.steps[len(calls) - 1], calls[-1]
@@ -384,10 +387,10 @@ class Plan:
             if not whole or shown[0][0] in self._updates or (shown[0][1].offset, shown[0][1].strides) != (0, None):
                 break
             address = array(type, at).data.ptr
-            if not hasattr(call, "onto") or not call.writes_alone(address):
+            if not hasattr(call, "onto") or not call.writes_alone(address) or any(late.call.reads_of(call) for late in found):
                 break
             found.append(Late(shown[0][0], calls.pop(), address))
-        return tuple(found)
+        return tuple(found[::-1])
 
 
 def decompose(graph: Graph, backend: str, hot: bool = False) -> Graph:

@@ -19,6 +19,9 @@ LARGEST_HEAD = 128
 
 SCRATCH = 32 << 20
 
+ALIGNMENT = 16
+"""Bytes that cuDNN takes arrays, and heads in them, to begin on multiples of."""
+
 
 def takes(node: Node, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None, lengths: Any) -> bool:
     """Whether cuDNN has attention of this form, of half types: whole or causal, with an additive mask at most."""
@@ -54,6 +57,7 @@ def _bound(
 ) -> Callable[[], None]:
     """The launch of the forward pass; out: [B, H, L, D], however it lies."""
     copies, operands = _dense(site.xp, *operands)
+    mask = _begun(site.xp, mask, copies)
     made = Attention(
         *(tuple(map(Tensor.as_it_lies, operands)), Tensor.as_it_lies(out), site.node.types[0].dtype),
         scale=scale,
@@ -70,6 +74,7 @@ def _bound_back(
 ) -> Callable[[], None]:
     """The launch of the backward pass; outs: dq, dk, dv. flows: dy, q, k, v. All [B, H, L, D], however they lie."""
     copies, (dy, *operands) = _dense(site.xp, *flows)
+    mask = _begun(site.xp, mask, copies)
     made = Attention(
         *(tuple(map(Tensor.as_it_lies, operands)), Tensor.as_it_lies(y), site.node.types[0].dtype),
         scale=scale,
@@ -146,16 +151,26 @@ def _(
 
 
 def _dense(xp: Any, *operands: Any) -> tuple[list[Callable[[], None]], tuple[Any, ...]]:
-    """Operands whose heads lie in one piece, and what copies those that did not."""
+    """Operands whose heads lie in one piece and begin where wide accesses can, and what copies those that did not."""
     copies: list[Callable[[], None]] = []
     found = []
     for x in operands:
-        if x.strides[-1] != x.itemsize:
+        steps = [s for d, s in zip(x.shape[:-1], x.strides[:-1], strict=True) if d > 1]
+        if x.strides[-1] != x.itemsize or any(s % ALIGNMENT for s in (x.data.ptr, *steps)):
             copy = xp.empty(x.shape, x.dtype)
             copies.append(copier(copy, x))
             x = copy
         found.append(x)
     return copies, tuple(found)
+
+
+def _begun(xp: Any, mask: Any, copies: list[Callable[[], None]]) -> Any:
+    """The mask, or a copy if it begins where wide accesses cannot; `copies` takes what makes it."""
+    if mask is None or mask.data.ptr % ALIGNMENT == 0:
+        return mask
+    copy = xp.empty(mask.shape, mask.dtype)
+    copies.append(copier(copy, mask))
+    return copy
 
 
 def _after(first: list[Callable[[], None]], last: Callable[[], None]) -> Callable[[], None]:

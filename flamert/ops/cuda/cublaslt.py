@@ -21,7 +21,10 @@ _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 _TRANSA, _TRANSB, _EPILOGUE, _BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 _EPILOGUES = {"": 4, "gelu_tanh": 36}  # cublasLtEpilogue_t: a bias, and what is made of the sum
 _BATCH_COUNT, _BATCH_STRIDE = 5, 6  # cublasLtMatrixLayoutAttribute_t
-_MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+_MAX_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
+
+MOST_ALIGNED = 256
+"""Bytes that cuBLASLt takes addresses to be multiples of unless it is told otherwise; not all algorithms need that."""
 
 
 ACTIVATIONS = frozenset(_EPILOGUES)
@@ -81,7 +84,7 @@ class Product:
 
     dtype: of all; halves accumulate in float32. tf32: let float32 products round their operands to TF32. bias: the address of
     one number for each column of D, where there is a bias; without one there is no activation. activation: one of
-    `ACTIVATIONS`.
+    `ACTIVATIONS`. alignments: bytes, up to `MOST_ALIGNED`, that the addresses of A, B and D are multiples of.
     """
 
     def __init__(
@@ -95,10 +98,12 @@ class Product:
         device: int,
         bias: int | None = None,
         activation: str = "",
+        alignments: tuple[int, int, int] = (MOST_ALIGNED,) * 3,
     ) -> None:
         self._lib = _library()
         self.device, self.tf32 = device, tf32
-        more = [] if bias is None else ["bias", *([activation] if activation else [])]
+        more: list[Any] = [] if bias is None else ["bias", *([activation] if activation else [])]
+        more += [] if min(alignments) == MOST_ALIGNED else [alignments]
         self.key = repr((a, b, batch, dtype.name, tf32, *more))
         kind = _TYPES[dtype]
         double = dtype == dtypes.float64
@@ -117,7 +122,7 @@ class Product:
         self._a = self._layout(kind, b, batch)
         self._b = self._layout(kind, a, batch)
         self._d = self._layout(kind, Matrix(a.rows, b.columns, b.columns, False, a.rows * b.columns), batch)
-        self.candidates = self._found()
+        self.candidates = self._found(alignments)
         self.algorithm = self.candidates[0]
 
     def _set(self, kind: str, where: ctypes.c_void_p, key: int, value: Any) -> None:
@@ -138,11 +143,14 @@ class Product:
             self._set("MatrixLayout", layout, _BATCH_STRIDE, ctypes.c_int64(m.batch_stride))
         return layout
 
-    def _found(self) -> list[_Heuristic]:
+    def _found(self, alignments: tuple[int, int, int]) -> list[_Heuristic]:
         """Algorithms for this product, the most promising first."""
         preference = ctypes.c_void_p()
         _check(self._lib.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)), "preference")
         self._set("MatmulPreference", preference, _MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE_BYTES))
+        a, b, d = alignments
+        for attribute, bytes_ in zip(_ALIGNMENTS, (b, a, d, d), strict=True):
+            self._set("MatmulPreference", preference, attribute, ctypes.c_uint32(bytes_))
         found, count = (_Heuristic * CANDIDATES)(), ctypes.c_int()
         status = self._lib.cublasLtMatmulAlgoGetHeuristic(
             *(_handle(self.device), self._desc, self._a, self._b, self._d, self._d, preference),

@@ -219,7 +219,15 @@ def _(site: Site, out: Any, dy: Any, y: Any, *operands: Any, softcap: float, **a
     return in_turn([first, _backward(site, out, y, sums, kept, dy, q, k, v, mask, **attrs)])
 
 
-@kernel(attention_gradient_blhd, "cupy", when=_taken(3), bind=True, contiguous=(2,), workspace=lambda node: [_kept(node, 3)])
+@kernel(
+    attention_gradient_blhd,
+    "cupy",
+    when=_taken(3),
+    bind=True,
+    contiguous=(2,),
+    strided=True,
+    workspace=lambda node: [_kept(node, 3)],
+)
 def _(site: Site, out: Any, dy: Any, y: Any, sums: Any, *operands: Any, softcap: float, **attrs: Any) -> Call:
     outs = [_heads_first(x) for x in out]
     q, k, v, mask = (*operands, None)[:4]

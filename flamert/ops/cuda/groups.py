@@ -7,17 +7,18 @@ for each channel, whose rows are pieces of it. The order of summation depends on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flamert import dtypes
 from flamert.graph import Node, TensorType
+from flamert.ops.cuda.copy import copier
 from flamert.ops.cuda.emit import COMPUTED, HEADER, STORED
 from flamert.ops.cuda.emit_reduce import LAST
 from flamert.ops.cuda.launch import Launch, compiled, extent
 from flamert.ops.cuda.pointwise import VECTOR_BYTES
+from flamert.ops.cuda.shape import Call, in_turn
 from flamert.ops.groups import group_moments, group_sums
 from flamert.ops.op import Site, kernel
 
@@ -203,25 +204,36 @@ def _parts(node: Node) -> list[TensorType]:
     return [TensorType((of.images * of.splits * of.cells * 2,), node.types[0].dtype)]
 
 
-def _launch(site: Site, out: tuple[Any, Any], x: Any, flows: Any, means: Any) -> Launch:
+def _launch(site: Site, out: tuple[Any, Any], x: Any, flows: Any, means: Any) -> Call:
     node, of = site.node, _laid(site.node)
-    if any(a.data.ptr % (of.width * a.itemsize) for a in (x, flows)):
-        raise ValueError(f"{node.op.name} reads {of.width} elements at once, which must lie on a multiple of their size")
     of_x, of_flows = (node.inputs[0], node.inputs[0]) if flows is x else (node.inputs[1], node.inputs[0])
+    before: list[Call] = []
+
+    def readable(a: Any) -> Any:
+        """The array, or a copy if it begins where accesses of so many elements cannot."""
+        if a.data.ptr % (of.width * a.itemsize) == 0:
+            return a
+        copy = site.xp.empty(a.shape, a.dtype)
+        before.append(copier(copy, a))
+        return copy
+
+    alike, x = flows is x, readable(x)
+    flows = x if alike else readable(flows)
     types = of_x.dtype, of_flows.dtype  # type: ignore[union-attr]
     counters = site.xp.zeros(of.images, np.uint32)
     sizes = map(np.uint32, (of.rows, of.chunk, of.splits, of.several))
     run = compiled(source(node.op.name, types, of), node.op.name)
     read, written = (x, flows, means), (*site.work, *out)
     arguments = (x, flows, means, site.work[0], counters, *out, *sizes)
-    return Launch(run, (of.images * of.splits,), of.threads, arguments, [extent(a) for a in read], [extent(a) for a in written])
+    reads, writes = ([extent(a) for a in arrays] for arrays in (read, written))
+    return in_turn([*before, Launch(run, (of.images * of.splits,), of.threads, arguments, reads, writes)])
 
 
 @kernel(group_moments, "cupy", when=_suits, bind=True, contiguous=True, workspace=_parts)
-def _(site: Site, out: Any, x: Any, **_: Any) -> Callable[[], None]:
+def _(site: Site, out: Any, x: Any, **_: Any) -> Call:
     return _launch(site, out, x, x, out[0])
 
 
 @kernel(group_sums, "cupy", when=_suits, bind=True, contiguous=True, workspace=_parts)
-def _(site: Site, out: Any, dy: Any, x: Any, mean: Any, **_: Any) -> Callable[[], None]:
+def _(site: Site, out: Any, dy: Any, x: Any, mean: Any, **_: Any) -> Call:
     return _launch(site, out, x, dy, mean)

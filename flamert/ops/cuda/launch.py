@@ -77,6 +77,10 @@ class Launch:
         """Whether exactly one of the arguments lies there, and it is all that is written."""
         return len(self.writes) == 1 and sum(_address(x) == address for x in self.arguments) == 1
 
+    def reads_of(self, other: Launch) -> bool:
+        """Whether it reads what another one writes."""
+        return any(start < end and first < last for start, last in self.reads for first, end in other.writes)
+
     def onto(self, address: int, result: Any) -> Launch:
         """This launch with another array in the place of the one there."""
         arguments = tuple([result if _address(x) == address else x for x in self.arguments])

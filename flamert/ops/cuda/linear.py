@@ -7,13 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from flamert import dtypes
 from flamert.errors import DeviceError
 from flamert.graph import Node, TensorType
 from flamert.ops.cuda.copy import copier
-from flamert.ops.cuda.cublaslt import ACTIVATIONS, WORKSPACE_BYTES, Matrix, Product, version
+from flamert.ops.cuda.cublaslt import ACTIVATIONS, MOST_ALIGNED, WORKSPACE_BYTES, Matrix, Product, version
 from flamert.ops.cuda.launch import Launch
 from flamert.ops.cuda.pointwise import launch
 from flamert.ops.cuda.tuning import choices, fastest
@@ -93,7 +91,7 @@ def _bound(
         bias = dense
 
     def way(operands: tuple[Any, Any], *before: Callable[[], Any], ends: str = activation) -> Way:
-        product = product_of(*operands, math.prod(batch), out.dtype, site.device, bias, ends)
+        product = product_of(*operands, out, math.prod(batch), site.device, bias, ends)
         after = [_activated(out, activation)] if ends != activation else []
         return Way.of(site, product, operands, out, (*copies, *before), after)
 
@@ -167,12 +165,18 @@ def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], A
     return (operands[0], operands[1]), copier(operands[side], x)
 
 
-def product_of(a: Any, b: Any, batch: int, dtype: np.dtype, device: Any, bias: Any = None, activation: str = "") -> Product:
-    """The product of two arrays as they lie, in TF32 where the device may."""
-    tf32 = bool(device.allow_tf32) and dtype == dtypes.float32
+def product_of(a: Any, b: Any, out: Any, batch: int, device: Any, bias: Any = None, activation: str = "") -> Product:
+    """The product of two arrays as they lie, in TF32 where the device may. out: where it is wanted, or one that lies so."""
+    tf32 = bool(device.allow_tf32) and out.dtype == dtypes.float32
     at = None if bias is None else bias.data.ptr
     lie = _matrix(a), _matrix(b)
-    return Product(*lie, batch, dtype, tf32=tf32, device=device.index, bias=at, activation=activation)
+    more: dict[str, Any] = {"bias": at, "activation": activation, "alignments": (_aligned(a), _aligned(b), _aligned(out))}
+    return Product(*lie, batch, out.dtype, tf32=tf32, device=device.index, **more)
+
+
+def _aligned(x: Any) -> int:
+    """The power of two that an array's address is a multiple of, as far as cuBLASLt asks."""
+    return math.gcd(x.data.ptr, MOST_ALIGNED)
 
 
 def fastest_way(ways: Sequence[Way]) -> Callable[[], None]:

@@ -38,7 +38,7 @@ def _plain(node: Node) -> bool:
 
 def multiplier(site: Site, a: Any, b: Any, out: Any, tuned: bool) -> Multiply:
     """multiply(a, b, out) → the call of a product of matrices that lie like these. tuned: the fastest of several."""
-    product = linear.product_of(a, b, 1, out.dtype, site.device)
+    product = linear.product_of(a, b, out, 1, site.device)
     work, current = site.work[0].data.ptr, site.xp.cuda.get_current_stream
 
     def multiply(a: Any, b: Any, out: Any) -> Call:

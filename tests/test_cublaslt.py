@@ -1,0 +1,139 @@
+"""What cuBLASLt is told of products, by a library that only listens: how they lie, what they end with, and what is kept."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from flamert import dtypes
+from flamert.ops.cuda import cublaslt, linear
+from flamert.ops.cuda.tuning import Choices
+from flamert.ops.op import Site
+from tests.bound import Array, node_of, zeros
+
+NAMES = {"MatmulDesc": {3: "transa", 4: "transb", 7: "epilogue", 8: "bias"}, "MatmulPreference": {1: "workspace"}}
+NAMES["MatmulPreference"] |= {5: "a", 6: "b", 7: "c", 8: "d"}
+"""Attributes of cublasLt.h by number."""
+
+
+class Listening:
+    """A library that has two algorithms for everything, and notes what it is told. refused: epilogues that it has none for."""
+
+    def __init__(self, refused=()):
+        self.refused, self.told, self.launched = refused, [], []
+
+    def __getattr__(self, name):
+        kind = name.removeprefix("cublasLt").removesuffix("SetAttribute")
+        if kind in NAMES and name.endswith("SetAttribute"):
+            return lambda where, key, value, size: self._note(NAMES[kind][key], value._obj.value)
+        return lambda *arguments: 0
+
+    def _note(self, name, value):
+        if name == "transa":
+            self.told.append({})
+        self.told[-1][name] = value
+        return 0
+
+    def cublasLtMatmulAlgoGetHeuristic(self, *arguments):
+        *_, found, count = arguments
+        if self.told[-1].get("epilogue") in self.refused:
+            return 15
+        for number in range(2):
+            found[number].algorithm[0] = number + 1
+        count._obj.value = 2
+        return 0
+
+    def cublasLtMatmul(self, *arguments):
+        self.launched.append((arguments[10].value, arguments[12]._obj.algorithm[0]))
+        return 0
+
+
+@pytest.fixture
+def library(monkeypatch, tmp_path):
+    found = Listening()
+    monkeypatch.setattr(cublaslt, "_library", lambda: found)
+    monkeypatch.setattr(cublaslt, "_handle", lambda device: None)
+    monkeypatch.setattr(linear, "version", lambda: 1)
+    found.choices = Choices(tmp_path / "choices.jsonl")
+    monkeypatch.setattr(linear, "choices", lambda *_: found.choices)
+    monkeypatch.setattr(linear, "fastest", lambda calls: [call() for call in calls] and len(calls) - 1)
+    return found
+
+
+def memory(*shape, skipped=0, dtype=np.float32):
+    """An array that begins so many bytes behind where 256 of them do."""
+    held = np.zeros(512 + skipped + int(np.prod(shape)) * np.dtype(dtype).itemsize, np.uint8)
+    start = -held.__array_interface__["data"][0] % 256 + skipped
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return held[start : start + size].view(dtype).reshape(shape)
+
+
+class Xp:
+    """As much of an array module as binding needs."""
+
+    empty = staticmethod(zeros)
+    cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
+
+    @staticmethod
+    def broadcast_to(x, shape):
+        return Array(np.broadcast_to(x.array, shape))
+
+
+def bind(op, inputs, out, attrs=None, *, hot=True, deterministic=False, tf32=False):
+    """The call that a plan would make."""
+    node = node_of(op, inputs, attrs or {})
+    kernel = node.op.kernel_for(node, "cupy", hot=hot)
+    assert kernel is not None and kernel.run.__module__ == linear.__name__
+    work = tuple([Array(memory(*t.shape, dtype=t.dtype)) for t in kernel.workspace(node)])
+    device = SimpleNamespace(index=0, deterministic=deterministic, allow_tf32=tf32)
+    site = Site(Xp, node, work, device=device)
+    return kernel.run(site, Array(out), *map(Array, inputs), **node.attrs)
+
+
+def test_alignment_is_what_addresses_have(library):
+    for skipped, want in ((0, 256), (16, 16), (4, 4), (192, 64)):
+        a, b, out = memory(8, 16, skipped=skipped), memory(16, 8), memory(8, 8, skipped=32)
+        bind("matmul", [a, b], out)
+        # cuBLASLt is given our second operand first.
+        assert {n: library.told[-1][n] for n in "abcd"} == {"a": 256, "b": want, "c": 32, "d": 32}
+    assert len(library.choices.made) == 4, "algorithms for the one need not be any for the other"
+
+
+GELU = {"activation": "gelu_tanh"}
+
+
+def halves(**attrs):
+    a, b, bias = (memory(*s, dtype=dtypes.bfloat16) for s in ((8, 16), (16, 8), (8,)))
+    return ["linear", [a, b, bias], memory(8, 8, dtype=dtypes.bfloat16), attrs]
+
+
+@pytest.mark.parametrize(("refused", "wanted"), [((), [36, 4]), ((36,), [36, 4])])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_product_ends_with_its_bias_and_activation(library, monkeypatch, refused, wanted, deterministic):
+    library.refused, behind = refused, []
+    monkeypatch.setattr(linear, "_activated", lambda out, activation: lambda: behind.append(activation))
+    op, inputs, out, attrs = halves(**GELU)
+    call = bind(op, inputs, out, attrs, deterministic=deterministic)
+    assert [told["epilogue"] for told in library.told] == wanted
+    assert all(told["bias"] == inputs[2].__array_interface__["data"][0] for told in library.told)
+    library.launched.clear()
+    behind.clear()
+    call()
+    fused = deterministic and not refused
+    assert library.launched == [(out.__array_interface__["data"][0], 1 if deterministic else 2)]
+    assert behind == ([] if fused else ["gelu_tanh"])
+
+
+def test_choices_tell_activations_apart_and_are_found_again(library, monkeypatch):
+    monkeypatch.setattr(linear, "_activated", lambda out, activation: lambda: None)
+    for attrs in ({}, GELU):
+        op, inputs, out, given = halves(**attrs)
+        bind(op, inputs, out, given)
+    assert len(library.choices.made) == 2
+    monkeypatch.setattr(linear, "fastest", None)
+    library.choices = Choices(library.choices.path)
+    for attrs in ({}, GELU):
+        op, inputs, out, given = halves(**attrs)
+        library.launched.clear()
+        bind(op, inputs, out, given)()
+        assert [algorithm for _, algorithm in library.launched] == [2]
