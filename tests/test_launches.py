@@ -16,6 +16,7 @@ from flamert.ops.pointwise import Instruction
 from flamert.passes.pointwise import fuse_pointwise
 from flamert.runtime.calls import chained
 from flamert.runtime.device import device
+from flamert.runtime.late import taken_late
 from flamert.runtime.plan import Plan
 from tests.emulated import Kernel, Memory
 
@@ -272,4 +273,5 @@ def test_large_results_that_end_a_plan_are_made_in_order_and_read_where_they_are
     for step in plan.steps:
         arrays = [array(*step.inputs[0]), array(*step.outputs[0])]
         calls.append(Launch(None, (1,), 1, tuple(arrays), *[[extent(a)] for a in arrays]))
-    assert [late.number for late in plan._late(calls, array)] == numbers and len(calls) == 2 - len(numbers)
+    found = taken_late(plan.steps, calls, plan._returned(), array)
+    assert [late.number for late in found] == numbers and len(calls) == 2 - len(numbers)

@@ -20,36 +20,11 @@ from flamert.runtime.device import ALIGNMENT, Device
 from flamert.runtime.faults import named
 from flamert.runtime.hosted import hosted, needs_host
 from flamert.runtime.joins import Part, parts, parts_of
+from flamert.runtime.late import Late, taken_late
 from flamert.runtime.memory import Lifetime, place
 from flamert.runtime.reads import LEAVES, destinations, last_reads
 from flamert.runtime.shortage import largest
-
-
-class Storage:
-    """A piece of memory that one or more Values live in: an arena buffer, or an array: state, or a constant."""
-
-    __slots__ = ("array", "constant", "end", "start", "type")
-
-    def __init__(self, type: TensorType, start: int, array: Any = None, constant: bool = False) -> None:
-        self.type, self.start, self.end, self.array, self.constant = type, start, start, array, constant
-
-
-class Place(NamedTuple):
-    """A Value's part of a storage: byte offset and strides (None: contiguous)."""
-
-    storage: Storage
-    offset: int
-    strides: tuple[int, ...] | None
-
-
-class Step(NamedTuple):
-    """One kernel call: where its operands and results lie, and scratch memory."""
-
-    node: Node
-    kernel: Kernel
-    inputs: tuple[tuple[TensorType, Place] | None, ...]
-    outputs: tuple[tuple[TensorType, Place], ...]
-    work: tuple[tuple[TensorType, Place], ...]
+from flamert.runtime.steps import Place, Step, Storage
 
 
 class Bound(NamedTuple):
@@ -61,18 +36,6 @@ class Bound(NamedTuple):
     outputs: tuple[Any, ...]
     replay: Replay | None  # on devices that can record calls
     late: tuple[Late, ...] = ()
-
-
-class Late(NamedTuple):
-    """A call that ends a plan by making a large result: it writes what the caller gets, and spares a copy."""
-
-    number: int  # of the output
-    call: Any
-    address: int  # where it would write in the arena
-
-
-LARGE = 1 << 20
-"""Bytes of a result from which it is worth a call of its own."""
 
 
 class Plan:
@@ -147,17 +110,12 @@ class Plan:
                 buffer[...] = array
         if bound.replay is None or not bound.replay():
             self._step_through(bound)
-        made = {late.number: self._made_late(late, bound.outputs[late.number]) for late in bound.late}
+        made = {late.number: late.made(self.device, bound.outputs[late.number]) for late in bound.late}
         for i, array in self._updates.items():
             if bound.outputs[i] is not array:
                 array[...] = bound.outputs[i]
         owned = self.device.owned
         return [made[i] if i in made else owned(x) for i, x in enumerate(bound.outputs) if i not in self._updates]
-
-    def _made_late(self, late: Late, like: Any) -> Any:
-        result = self.device.fresh(like)
-        late.call.onto(late.address, result)()
-        return result
 
     def _step_through(self, bound: Bound) -> None:
         """Make the calls one by one."""
@@ -344,6 +302,10 @@ class Plan:
                 return at
         return None
 
+    def _returned(self) -> list[tuple[int, Place, bool]]:
+        """(number, place, whether it updates an array) of each output."""
+        return [(i, self._places[v], i in self._updates) for i, v in enumerate(self.graph.outputs)]
+
     def _bind(self, memory: Any, chain: bool = True) -> Bound:
         """Every array and call bound to an arena's memory; `chain`: calls that can run as one become one."""
         device = self.device
@@ -365,32 +327,11 @@ class Plan:
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
         passed = [v for v in self.graph.inputs if v not in self._state]
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])
-        late = self._late(calls, array) if chain and device.remote else ()
+        late = taken_late(self.steps, calls, self._returned(), array) if chain and device.remote else ()
         calls, steps = chained(calls) if chain else (calls, list(range(len(calls))))
         outputs = tuple([array(v.type, self._places[v]) for v in self.graph.outputs])
         replay = Replay(device, calls, self.obstacle) if chain and self.hot and device.records else None
         return Bound(inputs, tuple(calls), tuple(steps), outputs, replay, late)
-
-    def _late(self, calls: list[Any], array: Callable[[TensorType, Place], Any]) -> tuple[Late, ...]:
-        """Take the calls at the end that make a large result, and nothing else, from among the others.
-
-        None that another of them reads the result of: in the arena there would be nothing to read.
-        """
-        found: list[Late] = []
-        while calls:
-            step, call = self.steps[len(calls) - 1], calls[-1]
-            type, at = step.outputs[0]
-            outputs = [(i, self._places[v]) for i, v in enumerate(self.graph.outputs)]
-            shown = [(i, p) for i, p in outputs if p.storage is at.storage]
-            whole = at.storage.array is None and at.storage.type.nbytes == type.nbytes >= LARGE
-            whole = whole and len(step.outputs) == len(shown) == 1
-            if not whole or shown[0][0] in self._updates or (shown[0][1].offset, shown[0][1].strides) != (0, None):
-                break
-            address = array(type, at).data.ptr
-            if not hasattr(call, "onto") or not call.writes_alone(address) or any(late.call.reads_of(call) for late in found):
-                break
-            found.append(Late(shown[0][0], calls.pop(), address))
-        return tuple(found[::-1])
 
 
 def decompose(graph: Graph, backend: str, hot: bool = False) -> Graph:

@@ -13,7 +13,8 @@ from flamert.errors import FlamertError, translated
 from flamert.garbage import seldom_collected
 from flamert.graph import Graph
 from flamert.runtime.device import Device
-from flamert.runtime.plan import Plan, Step
+from flamert.runtime.plan import Plan
+from flamert.runtime.steps import Step
 
 MAX_CONTINUATIONS = 64
 """Continuations that one stage keeps; the least recently used go first."""
