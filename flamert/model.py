@@ -18,7 +18,6 @@ from flamert.differentiate import Gradients, vjp
 from flamert.dtypes import FLOAT
 from flamert.errors import InputError, ShapeError
 from flamert.feeds import TensorSpec, checked, on_gpu
-from flamert.garbage import seldom_collected
 from flamert.graph import Graph
 from flamert.origin import Origin, Stored, Traced
 from flamert.runtime.device import Device
@@ -378,8 +377,7 @@ class Model:
 
     def _specialise(self, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         like = {name: x if isinstance(x, np.ndarray | list | dict) else _stand_in(x) for name, x in feeds.items()}
-        with seldom_collected():
-            stage, slots, order = self.origin.specialise(like, outputs)
+        stage, slots, order = self.origin.specialise(like, outputs)
         device, cache, prepare, precision = self.device, self._cache, self._prepare, self.precision
         program = Program(stage, slots, device, lambda graph, hot: prepare(graph, hot, device, cache, precision), cache)
         return program, tuple(order)

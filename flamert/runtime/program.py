@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flamert.errors import FlamertError, translated
-from flamert.garbage import seldom_collected
 from flamert.graph import Graph
 from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan
@@ -167,8 +166,7 @@ class Program:
         stage.calls += 1
         hot = hot or not self.device.tunes or stage.calls > HOT_AFTER
         if stage.plan is None or (hot and not stage.plan.hot):
-            with seldom_collected():
-                stage.plan = Plan(self.prepare(stage.graph, hot), self.device, cache=self.cache, hot=hot)
+            stage.plan = Plan(self.prepare(stage.graph, hot), self.device, cache=self.cache, hot=hot)
             if hot:
                 stage.graph = None  # the plan is final
         return stage.plan
@@ -195,8 +193,7 @@ class Program:
         following = stage.next.get(key)
         if following is None:
             assert stage.resume is not None
-            with seldom_collected():
-                following = stage.next[key] = stage.resume(found)
+            following = stage.next[key] = stage.resume(found)
             while len(stage.next) > MAX_CONTINUATIONS:
                 stage.next.popitem(last=False)
         else:

@@ -1,4 +1,4 @@
-"""Python's search for reference cycles, held back while graphs are made: each would be looked through again and again."""
+"""Python's search for reference cycles, held back while a step's graphs are made: it would go through them again and again."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from flamert import losses
 from flamert.feeds import checked, on_gpu
-from flamert.garbage import seldom_collected
 from flamert.graph import Value
 from flamert.model import Model
 from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan
 from flamert.training.data import Batch
+from flamert.training.garbage import seldom_collected
 from flamert.training.state import Draft
 from flamert.training.step import LossFunction, Objective, objective
 
