@@ -244,6 +244,15 @@ class Graph:
             if node.op is INPUT and node not in listed:
                 raise ValueError(f"input {node.attrs['name']!r} is used but not listed among the graph's inputs")
 
+    @classmethod
+    def ordered(cls, inputs: Iterable[Value], outputs: Iterable[Value], nodes: Iterable[Node]) -> Graph:
+        """The graph with its nodes in an order of the caller's, in which they then run: all that it needs, operands first."""
+        graph = cls(inputs, outputs)
+        needed = set(graph.nodes)
+        graph.nodes = tuple([node for node in nodes if node in needed])
+        assert len(graph.nodes) == len(needed), "an order of all nodes"
+        return graph
+
     def __str__(self) -> str:
         return show(self)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
+import re
 from pathlib import Path
 
 from flamert.errors import OutOfMemory
@@ -49,6 +51,20 @@ def require_memory(nbytes: int, what: object, where: object = None) -> None:
     if nbytes > physical_memory() // 16 and nbytes > (free := available_memory()):
         error = OutOfMemory(f"{what} takes {readable(nbytes)}; this machine has {readable(free)} to spare")
         raise error.at(str(where) if where is not None else None)
+
+
+def bytes_of(size: int | str) -> int:
+    """Bytes of a size as `readable` writes it, or with decimal units: "512MiB", "1.5 GB", 1 << 30.
+
+    Raises ValueError or TypeError for what is none.
+    """
+    if not isinstance(size, str):
+        return operator.index(size)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(i?)B|bytes)?\s*", size, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{size!r} is no size")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper()))
 
 
 def readable(nbytes: float) -> str:

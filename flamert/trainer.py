@@ -12,6 +12,7 @@ from flamert import dtypes, losses
 from flamert.errors import CheckpointError, InputError, NonFiniteLoss
 from flamert.feeds import checked
 from flamert.graph import Value
+from flamert.limits import bytes_of
 from flamert.metrics import metrics_of
 from flamert.model import Model
 from flamert.optim.optimizer import Optimizer
@@ -19,7 +20,7 @@ from flamert.runtime.plan import Plan
 from flamert.training.data import Batch, Source, arrays_of, batch_of, declared
 from flamert.training.diagnosis import fault_of
 from flamert.training.history import History
-from flamert.training.plans import Planned, Plans
+from flamert.training.plans import STEP, Planned, Plans
 from flamert.training.scalar import Scalar
 from flamert.training.state import Draft
 from flamert.training.step import (
@@ -67,8 +68,11 @@ class Trainer:
     stay float32, and for "fp16" losses are scaled, the scale halved and the step left out where gradients are too large for
     it. clip_norm: the global norm that gradients are scaled down to.
     accumulate: batches whose gradients are averaged for one update. ema: decay of moving averages of the parameters, which
-    `evaluate` and `export` then use. recompute: whether to make activations, norms and softmax again in the backward pass
-    instead of keeping them: less memory for more passes over it, and the same numbers bit for bit.
+    `evaluate` and `export` then use. recompute: True makes activations, norms and softmax again in the backward pass
+    instead of keeping them: less memory for more passes over it, and the same numbers bit for bit. A size, "2GB" or a number of
+    bytes, is what a step's plan may take (results, gradients and inputs; parameters and the optimizer's state are not in it):
+    then as little is made again as that allows, attention and whole layers among it if need be. OutOfMemory where it is too
+    little.
     Raises InputError for what does not fit the model; NoGradient, at the first step, where the loss cannot be differentiated.
     """
 
@@ -86,7 +90,7 @@ class Trainer:
         accumulate: int = 1,
         seed: int = 0,
         ema: float | None = None,
-        recompute: bool | None = None,
+        recompute: bool | int | str | None = None,
     ) -> None:
         judges = loss is None or isinstance(loss, str) or callable(loss)
         if not (isinstance(model, Model) and judges and isinstance(optimizer, Optimizer)):
@@ -108,7 +112,7 @@ class Trainer:
         self.resumed = False
         self.history = History()
         held = frozenset((*self.trainable, *model.origin.statistics))
-        self.plans = Plans(model, self.loss, self.output, held, precision, bool(recompute))
+        self.plans = Plans(model, self.loss, self.output, held, precision, _again(recompute))
         self._updates: dict[tuple[str, ...], Plan] = {}
         self._calls, self._gathered = 0, 0
         self._assigned = model.params.assigned
@@ -159,7 +163,7 @@ class Trainer:
             sketch, loss = step_draft(self.state, task, self.recipe)
             return sketch, [[loss]]
 
-        planned, passed = self.plans.find(batch, "train", self._seed, (), draft)
+        planned, passed = self.plans.find(batch, STEP, self._seed, (), draft)
         ((loss,),) = planned.run(passed)
         self._recent[self._calls] = planned, passed
         self._held += sum(a.nbytes for a in passed)
@@ -355,6 +359,19 @@ class Trainer:
         sketch, loss = step_draft(self.state, task, self.recipe._replace(accumulate=1))
         graph = sketch.graph([*task.feeds.values(), *task.targets.values()], [loss])
         export_graph(graph, path, outputs=["loss", *[f"{name}.new" for name in sketch.written]], name="training")
+
+
+def _again(recompute: bool | int | str | None) -> bool | int:
+    """What `Draft.plan` makes again."""
+    if recompute is None or isinstance(recompute, bool):
+        return bool(recompute)
+    try:
+        nbytes = bytes_of(recompute)
+    except (TypeError, ValueError):
+        nbytes = 0
+    if nbytes < 1:
+        raise InputError(f"recompute={recompute!r}: True, or the size that a step may take, such as '2GB' or a number of bytes")
+    return nbytes
 
 
 def _judged(model: Model) -> str:

@@ -9,12 +9,12 @@ import pytest
 
 import flamert as fr
 from flamert import ops
-from flamert.garbage import OBJECTS, seldom_collected
 from flamert.graph import Graph, TensorType, input
 from flamert.ops.evaluate import evaluate
 from flamert.passes import pipeline
 from flamert.passes.updates import without_updates
 from flamert.runtime.device import device
+from flamert.training.garbage import OBJECTS, seldom_collected
 from tests.test_builders import TINY, drawn, stirred
 from tests.test_gpu_passes import Elsewhere, squares
 
@@ -30,7 +30,7 @@ class Caught(Exception):
     pass
 
 
-def step_graph(network, options):
+def step_graph(network, options, batch=2):
     """The graph of a training step, and how many of its outputs are new state."""
     model = stirred(fr.load(network.proto(), device="cpu"))
     found = []
@@ -42,7 +42,7 @@ def step_graph(network, options):
     model._prepare = prepare
     trainer = fr.Trainer(model, squares, **options)
     with pytest.raises(Caught):
-        trainer.step({n: x if x.dtype.kind == "f" else x % 2 for n, x in drawn(network, 2).items()})
+        trainer.step({n: x if x.dtype.kind == "f" else x % 2 for n, x in drawn(network, batch).items()})
     return found
 
 

@@ -23,7 +23,7 @@ from flamert.runtime.joins import Part, parts, parts_of
 from flamert.runtime.late import Late, taken_late
 from flamert.runtime.memory import Lifetime, place
 from flamert.runtime.reads import LEAVES, destinations, last_reads
-from flamert.runtime.shortage import largest
+from flamert.runtime.shortage import TooLarge, largest
 from flamert.runtime.steps import Place, Step, Storage
 
 
@@ -49,6 +49,8 @@ class Plan:
     state: arrays that graph inputs live in from call to call; they are not passed. updates: output number → the array that it
     replaces the contents of; such outputs are not returned. They are written straight into their arrays where nothing reads
     the old contents any more, the others once everything has been computed. A plan with state is for one caller at a time.
+
+    most: bytes that its arena may take; raises TooLarge, before there is one, where it would take more.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Plan:
         hot: bool = False,
         state: Mapping[Value, Any] | None = None,
         updates: Mapping[int, Any] | None = None,
+        most: int | None = None,
     ) -> None:
         self._state = dict(state or {})
         self._updates = dict(updates or {})
@@ -79,6 +82,8 @@ class Plan:
         buffers = self._storages
         offsets, self.nbytes = place([Lifetime(s.type.nbytes, s.start, s.end) for s in buffers], ALIGNMENT)
         self._offsets = dict(zip(buffers, offsets, strict=True))
+        if most is not None and self.nbytes > most:
+            raise TooLarge(self.nbytes, largest(self))
         self._arenas = Arenas.of(device, self.cache)
         arena = self._arena()
         arena.bound[self] = self._bind(arena.memory)

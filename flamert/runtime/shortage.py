@@ -15,6 +15,14 @@ SHOWN = 5
 """Buffers that are named."""
 
 
+class TooLarge(Exception):
+    """A plan that would take more memory than it is allowed: `nbytes`, for `buffers` above all."""
+
+    def __init__(self, nbytes: int, buffers: str) -> None:
+        super().__init__(nbytes, buffers)
+        self.nbytes, self.buffers = nbytes, buffers
+
+
 def largest(plan: Plan) -> str:
     """The largest buffers of a plan's arena: bytes, type, and the node that each is for."""
     found: dict[Any, tuple[TensorType, str]] = {}

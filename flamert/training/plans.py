@@ -17,13 +17,16 @@ from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan
 from flamert.training.data import Batch
 from flamert.training.garbage import seldom_collected
-from flamert.training.state import Draft
+from flamert.training.state import Again, Draft
 from flamert.training.step import LossFunction, Objective, objective
 
 log = logging.getLogger("flamert")
 
 MAX_PLANS = 16
 """Signatures that plans are kept for; the least recently used go first."""
+
+STEP = "train"
+"""The kind of plan that takes a step, and has a backward pass."""
 
 Drafting = Callable[[Objective], tuple[Draft, list[Sequence[Value]]]]
 """What a kind of step is: writes it for a model and its loss, and says which Values it returns, in groups."""
@@ -49,7 +52,7 @@ class Planned(NamedTuple):
 
 
 class Plans:
-    """loss, output, precision: as for `step.objective`. weights: those that live in state. thrifty: see `Draft.plan`."""
+    """loss, output, precision: as for `step.objective`. weights: those that live in state. again: see `Draft.plan`."""
 
     def __init__(
         self,
@@ -58,9 +61,9 @@ class Plans:
         output: str,
         weights: frozenset[str],
         precision: str = "fp32",
-        thrifty: bool = False,
+        again: Again = False,
     ) -> None:
-        self.thrifty = thrifty
+        self.again = again
         self.model, self.loss, self.output, self.weights, self.precision = model, loss, output, weights, precision
         self._known: OrderedDict[Hashable, list[Planned]] = OrderedDict()
         self._told = False
@@ -102,7 +105,7 @@ class Plans:
         self._known.move_to_end(key)
         found = next((p for p in known if all(np.array_equal(_host(feeds[n]), x) for n, x in p.task.static.items())), None)
         if found is None:
-            found = self._made(feeds, targets, seed, outputs, draft)
+            found = self._made(feeds, targets, seed, outputs, draft, kind == STEP and self.again)
             known.append(found)
             while len(self._known) > MAX_PLANS:
                 self._known.popitem(last=False)
@@ -120,13 +123,19 @@ class Plans:
             )
 
     def _made(
-        self, feeds: dict[str, Any], targets: dict[str, Any], seed: int | None, outputs: Sequence[str], draft: Drafting
+        self,
+        feeds: dict[str, Any],
+        targets: dict[str, Any],
+        seed: int | None,
+        outputs: Sequence[str],
+        draft: Drafting,
+        again: Again,
     ) -> Planned:
         with seldom_collected():
             task = self.objective(Batch(feeds, targets), seed, outputs)
             sketch, groups = draft(task)
             passed = [*task.feeds.values(), *task.targets.values()]
-            plan = sketch.plan(self.model, passed, [v for group in groups for v in group], thrifty=self.thrifty)
+            plan = sketch.plan(self.model, passed, [v for group in groups for v in group], again=again)
         return Planned(plan, task, tuple(map(len, groups)), sketch.written, self.model.device)
 
 

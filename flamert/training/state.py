@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flamert import graph as g
+from flamert.errors import OutOfMemory
 from flamert.graph import Graph, TensorType, Value
+from flamert.limits import readable
 from flamert.model import Model
+from flamert.passes.budget import Budget
 from flamert.passes.recompute import recompute
 from flamert.runtime.device import Device
 from flamert.runtime.plan import Plan
+from flamert.runtime.shortage import TooLarge
+
+Again = bool | int
+"""What is made again in a backward pass: nothing, what is cheap, or what it takes to fit into so many bytes."""
+
+TRIES = 4
+"""Plans that are tried for a number of bytes."""
 
 
 class State:
@@ -84,15 +94,39 @@ class Draft:
         """The function of `inputs` and all that is read, which gives `outputs` and all that is written, in these orders."""
         return Graph([*inputs, *self._inputs.values()], [*outputs, *self._updates.values()])
 
-    def plan(self, model: Model, inputs: Sequence[Value], outputs: Sequence[Value], *, thrifty: bool = False) -> Plan:
+    def plan(self, model: Model, inputs: Sequence[Value], outputs: Sequence[Value], *, again: Again = False) -> Plan:
         """The plan that takes `inputs`, returns `outputs` and does the writing.
 
-        thrifty: cheap results on the way to the first output are made again where the rest reads them, not kept.
+        again: whether cheap results on the way to the first output are made again where the rest reads them, not kept; or how
+        many bytes the plan may take, for which as little as possible is made again. Raises OutOfMemory where that is too few.
         """
         graph = model.prepared(self.graph(inputs, outputs), len(self._updates))
-        if thrifty:
-            graph = recompute(graph, graph.outputs[0])
         arrays = self.state.arrays
         state = {value: arrays[name] for name, value in self._inputs.items()}
         updates = {len(outputs) + i: arrays[name] for i, name in enumerate(self._updates)}
-        return Plan(graph, model.device, cache=model.derived, hot=True, state=state, updates=updates)
+
+        def planned(graph: Graph, most: int | None = None) -> Plan:
+            return Plan(graph, model.device, cache=model.derived, hot=True, state=state, updates=updates, most=most)
+
+        if again is True or not again:
+            return planned(recompute(graph, graph.outputs[0]) if again else graph)
+        return _within(Budget(graph, graph.outputs[0], state, len(updates), model.device.backend), again, planned)
+
+
+def _within(budget: Budget, nbytes: int, planned: Callable[[Graph, int], Plan]) -> Plan:
+    """The plan that takes no more than so many bytes. What it takes besides results, scratch and gaps, is known afterwards."""
+    aim, least = nbytes, None
+    for _ in range(TRIES):
+        choice = budget.within(aim)
+        try:
+            return planned(budget.graph(choice), nbytes)
+        except TooLarge as large:
+            least = large if least is None or large.nbytes < least.nbytes else least
+            if choice.nbytes > aim:
+                break  # there is nothing more to make again
+            aim = int(0.98 * choice.nbytes * nbytes / large.nbytes)
+    assert least is not None
+    raise OutOfMemory(
+        f"a training step does not fit into recompute={readable(nbytes)}: it takes {readable(least.nbytes)} with all that "
+        f"can be made again. Allow more, or take smaller batches. Largest buffers: {least.buffers}"
+    )
