@@ -14,7 +14,7 @@ from flamert.limits import bytes_of, readable
 from flamert.ops.evaluate import evaluate
 from flamert.passes import pipeline
 from flamert.passes.budget import Budget
-from flamert.passes.recompute import Step
+from flamert.passes.recompute import ALL, CHEAP, Step, kind_of
 from models.bert.make import CONFIGURATIONS as BERTS
 from models.bert.make import bert
 from models.gpt2.make import CONFIGURATIONS as GPTS
@@ -120,6 +120,12 @@ def test_long_chains_take_no_long_time():
     budget = Budget(graph, graph.outputs[0], weights, len(weights), "numpy")
     assert budget.within(budget.plain.nbytes // 3).nbytes <= budget.plain.nbytes // 3
     assert time.process_time() - start < 30
+
+
+@pytest.mark.parametrize(("seed", "counted", "level"), [(1, True, CHEAP), (None, True, ALL + 1), (1, False, ALL + 1)])
+def test_random_numbers_are_made_again_where_they_are_the_same(seed, counted, level):
+    counter = input(TensorType((), np.dtype(np.uint64)), "calls") if counted else None
+    assert kind_of(ops.random_uniform(counter, shape=(2, 3), seed=seed).node) == level
 
 
 def test_what_does_not_fit_says_what_would():

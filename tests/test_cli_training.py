@@ -73,6 +73,14 @@ def test_going_on_is_the_same_as_not_stopping(flamert, folder):
     assert (folder / "tuned.onnx").read_bytes() != whole
 
 
+def test_less_memory_gives_the_same_file(flamert, folder):
+    good(flamert(*TUNE, "--epochs", 1))
+    whole = (folder / "tuned.onnx").read_bytes()
+    for recompute in ("cheap", "1GB"):
+        good(flamert(*TUNE, "--epochs", 1, "--recompute", recompute))
+        assert (folder / "tuned.onnx").read_bytes() == whole
+
+
 def test_only_what_is_chosen_trains(flamert, folder):
     good(flamert(*TUNE, "--trainable", "b.*", "--precision", "bf16"))
     before, after = (fr.load(path, device="cpu").params for path in ("model.onnx", "tuned.onnx"))
@@ -191,6 +199,8 @@ def test_everything_has_a_name_and_options():
         ((*TUNE, "--lora", "c"), "fits 'c'"),
         ((*TUNE, "--epochs", "0"), "--epochs"),
         ((*TUNE, "--precision", "fp8"), "precision='fp8'"),
+        ((*TUNE, "--recompute", "little"), "recompute='little'"),
+        ((*TUNE, "--recompute", "100"), "does not fit into recompute=100 bytes"),
         ((*TUNE, "--lr", "1e30", "--epochs", "9"), "step "),
         (("export", "model.onnx"), "nothing to export"),
         (("export", "model.onnx", "-o", "t.onnx"), "--checkpoint with -o"),

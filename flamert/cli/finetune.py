@@ -52,6 +52,7 @@ def command(
     ema: recipe.Average = None,
     inference_form: recipe.Frozen = False,
     precision: recipe.Precision = "fp32",
+    recompute: recipe.Recompute = None,
     metrics: Annotated[
         list[str] | None,
         tracking(
@@ -90,7 +91,7 @@ def command(
     if held_out is None and (judges or patience):
         raise InputError("--metrics and --patience judge the validation: give --validation")
     batches = train.batches(batch_size, seed)
-    trainer = how.trainer(loaded, epochs * len(batches) // accumulate)
+    trainer = how.trainer(loaded, epochs * len(batches) // accumulate, recompute)
     if checkpoint is not None and resume and os.path.exists(checkpoint):
         print(f"going on from {checkpoint}", file=sys.stderr)
     history = trainer.fit(

@@ -99,6 +99,10 @@ Frozen = Annotated[
     ),
 ]
 Precision = Annotated[str, learning("--precision", help="fp32, fp16 or bf16: what products and convolutions are computed in.")]
+Recompute = Annotated[
+    str | None,
+    learning("--recompute", help='Less memory for more time: "cheap", or the size that a step may take, such as 2GB.'),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of new weights, dropout, the order of examples and what is set aside.")]
 
 
@@ -118,8 +122,8 @@ class Recipe(NamedTuple):
     precision: str
     seed: int
 
-    def trainer(self, model: Model, updates: int) -> Trainer:
-        """A Trainer of the model, whose schedule ends after so many updates."""
+    def trainer(self, model: Model, updates: int, recompute: str | None = None) -> Trainer:
+        """A Trainer of the model, whose schedule ends after so many updates. recompute: as the option has it."""
         updates = max(updates, 1)
         loss = made("--loss", self.loss, LOSSES)
         known = {"lr": self.lr, "max_lr": self.lr, "steps": updates, "warmup": updates // 10}
@@ -136,6 +140,7 @@ class Recipe(NamedTuple):
             accumulate=self.accumulate,
             seed=self.seed,
             ema=self.ema,
+            recompute=True if recompute == "cheap" else recompute,
         )
 
 

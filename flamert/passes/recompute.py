@@ -125,7 +125,7 @@ class Step:
 
 
 def kind_of(node: Node) -> int:
-    """The level from which on a node is made again. What draws random numbers without a counter never is."""
+    """The level from which on a node is made again. What draws random numbers without a counter and a seed never is."""
     if node.op.random and not _counted(node):
         return ALL + 1
     if node.op.view is not None or node.op.name in CHEAP_OPS or node.op.family in FAMILIES or node.op.random:
@@ -134,9 +134,9 @@ def kind_of(node: Node) -> int:
 
 
 def _counted(node: Node) -> bool:
-    """Whether its random numbers are those of a counter that it reads."""
+    """Whether its random numbers are those of a counter that it reads and a seed."""
     at = node.op.operands.index("counter") if "counter" in node.op.operands else len(node.inputs)
-    return at < len(node.inputs) and node.inputs[at] is not None
+    return at < len(node.inputs) and node.inputs[at] is not None and node.attrs.get("seed") is not None
 
 
 def leaf(node: Node) -> bool:
