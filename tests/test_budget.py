@@ -1,7 +1,5 @@
 """Training steps within so many bytes: as little as possible is made again, and every number stays as it is."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -14,6 +12,7 @@ from flamert.limits import bytes_of, readable
 from flamert.ops.evaluate import evaluate
 from flamert.passes import pipeline
 from flamert.passes.budget import Budget
+from flamert.passes.liveness import Trace
 from flamert.passes.recompute import ALL, CHEAP, Step, kind_of
 from models.bert.make import CONFIGURATIONS as BERTS
 from models.bert.make import bert
@@ -113,13 +112,14 @@ def test_a_step_for_a_gpu():
         np.testing.assert_array_equal(got, want)
 
 
-def test_long_chains_take_no_long_time():
-    graph, weights = chain(2500, 8, 256)
+def test_long_chains_are_gone_through_few_times(monkeypatch):
+    graph, weights = chain(800, 8, 256)
     assert len(graph.nodes) > 10_000
-    start = time.process_time()
+    looked, peak = [], Trace.peak
+    monkeypatch.setattr(Trace, "peak", lambda *arguments: looked.append(1) or peak(*arguments))
     budget = Budget(graph, graph.outputs[0], weights, len(weights), "numpy")
     assert budget.within(budget.plain.nbytes // 3).nbytes <= budget.plain.nbytes // 3
-    assert time.process_time() - start < 30
+    assert len(looked) <= 24
 
 
 @pytest.mark.parametrize(("seed", "counted", "level"), [(1, True, CHEAP), (None, True, ALL + 1), (1, False, ALL + 1)])

@@ -116,8 +116,8 @@ class Draft:
 def _within(budget: Budget, nbytes: int, planned: Callable[[Graph, int], Plan]) -> Plan:
     """The plan that takes no more than so many bytes. What it takes besides results, scratch and gaps, is known afterwards."""
     aim, least = nbytes, None
-    for _ in range(TRIES):
-        choice = budget.within(aim)
+    for turn in range(TRIES):
+        choice = budget.within(aim if turn < TRIES - 1 else 0)
         try:
             return planned(budget.graph(choice), nbytes)
         except TooLarge as large:
