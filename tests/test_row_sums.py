@@ -138,6 +138,18 @@ def test_the_larger_is_not_kept_for_the_smaller():
     assert behind_a_product(B) == [[F, B], [B]]
 
 
+def test_rows_are_not_made_again_within_longer_ones():
+    """What a group of two axes to a row read in the place of x − m would be one number for each of the shorter rows."""
+    x, m = value(4, 64), value(4, 1)
+    norms = ops.reduce_max((x - m) * 2.0, axes=(1,), keepdims=True)
+    graph = Graph([x, m], [norms, ops.reduce_sum((x - m) * (x - m + 1.0), axes=(0, 1), keepdims=True)])
+    fused = fuse_rows(deduplicate(open_rows(graph)), elementwise, on_gpu.fits)
+    after = remake_rows(fused, on_gpu.fits)
+    shorter, longer = groups(after, summing=False)
+    assert (shorter.attrs["axes"], longer.attrs["axes"]) == (1, 2)
+    assert [v.shape for v in longer.inputs] == [(4, 64)]
+
+
 def summed(make):
     graph = deduplicate(open_rows(make))
     return sum_rows(fuse_rows(graph, elementwise, on_gpu.fits), elementwise, on_gpu.fits)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from flamert.graph import OPERATORS
 from flamert.ops.op import composite
@@ -11,6 +12,25 @@ from flamert.ops.reduce import reduce_sum
 
 REDUCTIONS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min")
 """Ops that make one number of each row; in a program they keep their axes."""
+
+
+class Geometry(NamedTuple):
+    """The shape of a program's full values, and how many axes at its end are a row."""
+
+    shape: tuple[int, ...]
+    axes: int
+
+    def has(self, shape: tuple[int, ...]) -> bool:
+        """Whether a value of this shape is full, or one number for each row."""
+        return shape in (self.shape, self.shape[: len(self.shape) - self.axes] + (1,) * self.axes)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an operand of this shape is constant along rows, or has a whole row wherever it has one."""
+        full = (1,) * (len(self.shape) - len(shape)) + shape
+        if len(full) > len(self.shape):
+            return False
+        row, own = self.shape[len(self.shape) - self.axes :], full[len(full) - self.axes :]
+        return own == row or math.prod(own) == 1
 
 
 @composite

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from flamert import dtypes, ops
 from flamert.graph import Graph, Node, Value, sourced
 from flamert.ops.pointwise import Instruction
 from flamert.ops.reduce import accumulating, cast_like
-from flamert.ops.rows import REDUCTIONS
+from flamert.ops.rows import REDUCTIONS, Geometry
 from flamert.rewrite import rebuild, with_inputs
 
 MAX_STEPS = 48
@@ -77,18 +77,6 @@ BODIES: dict[str, Callable[..., Value]] = {
     "rms_norm": _rms_norm,
 }
 """Ops on rows, in reductions and elementwise ops of float32 at least."""
-
-
-class Geometry(NamedTuple):
-    """The shape of a group's full values, and how many axes at its end are a row."""
-
-    shape: tuple[int, ...]
-    axes: int
-
-    @property
-    def of_rows(self) -> tuple[int, ...]:
-        """The shape of values that are one number for each row."""
-        return self.shape[: len(self.shape) - self.axes] + (1,) * self.axes
 
 
 def geometry_of(node: Node) -> Geometry | None:
@@ -161,9 +149,9 @@ class _Grouping:
         """Whether a node's result, and what it reads, have this geometry."""
         if geometry_of(self.nodes[i]) not in (None, geometry):
             return False
-        if geometry_of(self.nodes[i]) is None and self.nodes[i].types[0].shape not in (geometry.shape, geometry.of_rows):
+        if geometry_of(self.nodes[i]) is None and not geometry.has(self.nodes[i].types[0].shape):
             return False
-        return all(spread(v.shape, geometry) for v in self.nodes[i].inputs if v is not None)
+        return all(geometry.takes(v.shape) for v in self.nodes[i].inputs if v is not None)
 
     def _merge(self, a: int, b: int) -> bool:
         """Let two units be one, a's: unless something lies between them, or they do not fit together."""
@@ -203,15 +191,6 @@ class _Grouping:
             alone = self.unit[j] == j and j not in self.members
             if alone and self.elementwise[j] and self._within(j, geometry) and self._merge(unit, j):
                 pending = sorted(self._feeding(unit))
-
-
-def spread(shape: tuple[int, ...], geometry: Geometry) -> bool:
-    """Whether an operand is constant along rows, or has a whole row wherever it has one."""
-    full = (1,) * (len(geometry.shape) - len(shape)) + shape
-    if len(full) > len(geometry.shape):
-        return False
-    row, own = geometry.shape[len(geometry.shape) - geometry.axes :], full[len(full) - geometry.axes :]
-    return own == row or math.prod(own) == 1
 
 
 def _rebuilt(graph: Graph, grouping: _Grouping, fits: Callable[[Node], bool]) -> Graph:

@@ -20,12 +20,15 @@ from flamert.ops.cuda.pointwise import VECTOR_BYTES, known, value_types
 from flamert.ops.cuda.row_plan import MOST, REGISTERS, SHARED, Schedule, Shape, held, schedule, shape_of
 from flamert.ops.op import Site, kernel
 from flamert.ops.pointwise import Instruction
-from flamert.ops.rows import REDUCTIONS, rows
+from flamert.ops.rows import REDUCTIONS, Geometry, rows
 
 
 def fits(node: Node) -> bool:
-    """Whether a group's types have expressions, and its rows fit into registers."""
+    """Whether a group's types have expressions, its values lie along rows, and those fit into registers."""
     program, n, types = node.attrs["program"], len(node.inputs), _types(node)
+    geometry = Geometry(_row(node), node.attrs["axes"])
+    if not all(geometry.takes(t.shape) for t in types[:n]) or not all(geometry.has(t.shape) for t in types[n:]):
+        return False
     for step, type in zip(program, types[n:], strict=True):
         operands = [types[i].dtype for i in step.operands]
         if step.op in REDUCTIONS:
