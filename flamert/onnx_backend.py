@@ -33,8 +33,8 @@ class FlamertBackend(Backend):
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> PreparedModel:
-        """Load a model for "CPU", "CUDA" or "CUDA:1"."""
-        return PreparedModel(load(model, device=device.lower()))
+        """Load a model for "CPU", "CUDA" or "CUDA:1". kwargs: of `load`; float32 is not TF32 unless they say so."""
+        return PreparedModel(load(model, device=device.lower(), **{"allow_tf32": False, **kwargs}))
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:

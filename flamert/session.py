@@ -63,7 +63,8 @@ class InferenceSession:
 
     path_or_bytes: path, bytes or `onnx.ModelProto`. sess_options: `SessionOptions`, onnxruntime's or the one here.
     providers: names, or (name, options) pairs, the preferred first; None for all there are. CUDA's option `device_id`
-    chooses the GPU. The model itself is `session.model`.
+    chooses the GPU, and `use_tf32`, "0" or "1", whether products of float32 may round their operands to TF32 (not given:
+    those of convolutions only, as `load` has it). The model itself is `session.model`.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class InferenceSession:
         first, settings = next(iter(self._providers.items()))
         where = PROVIDERS[first] if first == "CPUExecutionProvider" else f"cuda:{int(settings.get('device_id', 0))}"
         deterministic = bool(getattr(self._options, "use_deterministic_compute", False))
-        self.model = load(path_or_bytes, device=where, deterministic=deterministic)
+        tf32 = bool(int(settings["use_tf32"])) if "use_tf32" in settings else None
+        self.model = load(path_or_bytes, device=where, allow_tf32=tf32, deterministic=deterministic)
         self._source = path_or_bytes
         self._output_names = tuple(spec.name for spec in self.model.outputs)
         self._free = dict(getattr(self._options, "free_dimensions", {}))

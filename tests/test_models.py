@@ -26,11 +26,11 @@ def model_path():
     return path
 
 
-def check(name, path, device):
+def check(name, path, provider):
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    ours = fr.InferenceSession(path, providers=[device])
+    ours = fr.InferenceSession(path, providers=[provider])
     assert [tuple(a.shape) for a in ours.get_inputs()] == [tuple(a.shape) for a in session.get_inputs()]
     for feeds in make(name):
         expected = session.run(None, feeds)
@@ -52,4 +52,4 @@ def test_model(name, model_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", MODELS)
 def test_model_on_gpu(name, model_path):
-    check(name, model_path(name), "CUDAExecutionProvider")
+    check(name, model_path(name), ("CUDAExecutionProvider", {"use_tf32": "0"}))
