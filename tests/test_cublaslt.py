@@ -20,7 +20,7 @@ class Listening:
     """A library that has two algorithms for everything, and notes what it is told. refused: epilogues that it has none for."""
 
     def __init__(self, refused=()):
-        self.refused, self.told, self.launched = refused, [], []
+        self.refused, self.told, self.launched, self.kinds = refused, [], [], []
 
     def __getattr__(self, name):
         kind = name.removeprefix("cublasLt").removesuffix("SetAttribute")
@@ -32,6 +32,10 @@ class Listening:
         if name == "transa":
             self.told.append({})
         self.told[-1][name] = value
+        return 0
+
+    def cublasLtMatrixLayoutCreate(self, layout, kind, *sizes):
+        self.kinds.append(kind)
         return 0
 
     def cublasLtMatmulAlgoGetHeuristic(self, *arguments):
@@ -137,3 +141,45 @@ def test_choices_tell_activations_apart_and_are_found_again(library, monkeypatch
         library.launched.clear()
         bind(op, inputs, out, given)()
         assert [algorithm for _, algorithm in library.launched] == [2]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_product_can_write_elsewhere(library, monkeypatch, batched):
+    moved = []
+
+    class Finish:
+        def __init__(self, out):
+            self.out = out
+
+        def __call__(self):
+            moved.append(self.out.data.ptr)
+
+        def onto(self, address, result):
+            assert address == self.out.data.ptr
+            return Finish(result)
+
+    monkeypatch.setattr(linear, "_activated", lambda out, activation: Finish(out))
+    library.refused = (36,)
+    a, b, bias = (memory(*s, dtype=dtypes.bfloat16) for s in ((2, 8, 16) if batched else (8, 16), (16, 8), (8,)))
+    out, other = (memory(*a.shape[:-1], 8, dtype=dtypes.bfloat16) for _ in range(2))
+    call = bind("linear", [a, b, bias], out, GELU)
+    at, to = (x.__array_interface__["data"][0] for x in (out, other))
+    assert call.writes_alone(at) and not call.writes_alone(to)
+    readers = [bind("matmul", [x, b.T], memory(*x.shape[:-1], 16, dtype=dtypes.bfloat16)) for x in (other, out)]
+    assert not call.reads_of(call)
+    assert [r.reads_of(call) for r in readers] == [False, True]
+    library.launched.clear()
+    moved.clear()
+    call.onto(at, Array(other))()
+    assert [where for where, _ in library.launched] == [to] and moved == [to]
+
+
+def test_a_product_of_halves_can_be_written_wider(library):
+    a, b = (memory(*s, dtype=dtypes.float16) for s in ((8, 16), (16, 8)))
+    for op, out, attrs, kind in (("matmul", dtypes.float16, {}, 2), ("wide_matmul", dtypes.float32, {"to": dtypes.float32}, 0)):
+        library.kinds.clear()
+        bind(op, [a, b], memory(8, 8, dtype=out), attrs)
+        assert library.kinds == [2, 2, kind]
+    assert len(library.choices.made) == 2
+    node = node_of("wide_matmul", [a, b], {"to": dtypes.float64})
+    assert node.op.kernel_for(node, "cupy", hot=True) is None

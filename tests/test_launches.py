@@ -275,3 +275,44 @@ def test_large_results_that_end_a_plan_are_made_in_order_and_read_where_they_are
         calls.append(Launch(None, (1,), 1, tuple(arrays), *[[extent(a)] for a in arrays]))
     found = taken_late(plan.steps, calls, plan._returned(), array)
     assert [late.number for late in found] == numbers and len(calls) == 2 - len(numbers)
+
+
+class Filling:
+    """A call that fills what it writes with ones."""
+
+    def __init__(self, array):
+        self.array, self.writes = array, [extent(array)]
+
+    def __call__(self):
+        self.array.array[...] = 1
+
+    def writes_alone(self, address):
+        return self.array.data.ptr == address
+
+    def reads_of(self, other):
+        return False
+
+    def onto(self, address, result):
+        assert self.writes_alone(address)
+        return Filling(result if isinstance(result, Memory) else Memory(result))
+
+
+@pytest.mark.parametrize(("columns", "taken"), [(1001, True), (500, False)])
+def test_a_large_result_can_be_most_of_what_is_made(columns, taken):
+    """As the scores of an odd vocabulary are, whose product is an even one."""
+    x = g.input(TensorType((512, 1024), F))
+    y = ops.slice(ops.exp(x), starts=(0, 3), sizes=(512, columns), steps=(1, 1))
+    plan = Plan(Graph([x], [y]), device("cpu"))
+    memory = plan.device.allocate(plan.nbytes)
+
+    def array(type, at):
+        return Memory(plan.device.view(memory, plan._offsets[at.storage] + at.offset, type, at.strides))
+
+    memory[...] = 0
+    calls = [Filling(array(*plan.steps[0].outputs[0]))]
+    found = taken_late(plan.steps, calls, plan._returned(), array)
+    assert (len(found), len(calls)) == ((1, 0) if taken else (0, 1))
+    for late in found:
+        result = late.made(plan.device)
+        assert result.shape == (512, columns) and result.strides == (4096, 4) and np.all(result == 1)
+    assert not memory.any()

@@ -21,6 +21,7 @@ from flamert.passes.products import (
     take_activations,
     take_biases,
     turn_products,
+    widen_results,
 )
 from flamert.passes.simplify import simplify
 from flamert.passes.views import settle_views
@@ -285,3 +286,26 @@ def test_matrices_that_are_laid_have_other_readers_and_their_places_in_the_file(
     assert after.outputs[0].node.source == graph.outputs[0].node.source
     assert after.outputs[0].node.source is not None
     same_values(graph, after, arrays)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_results_that_leave_as_float32_are_made_so(sliced):
+    def build(x, w):
+        y = ops.matmul(x, w)
+        return ops.cast(narrow(y, -1, 0, 7) if sliced else y, to=F32)
+
+    graph, arrays = graph_of(build, TensorType((2, 4, 8), BF16), TensorType((8, 8), BF16))
+    after = widen_results(graph)
+    assert count(after)["wide_matmul"] == 1 and not {"matmul", "cast"} & set(count(after))
+    [old], [new] = (evaluate(x.outputs, dict(zip(graph.inputs, arrays, strict=True))) for x in (graph, after))
+    exact = (arrays[0].astype(np.float64) @ arrays[1].astype(np.float64))[..., : old.shape[-1]]
+    assert np.abs(new - exact).max() < 1e-5 < np.abs(old - exact).max()
+
+
+@pytest.mark.parametrize("also", ["half", "more", "activation", "double"])
+def test_results_that_others_read_are_not(also):
+    x, w = (g.input(TensorType(s, BF16)) for s in ((4, 8), (8, 8)))
+    y = ops.matmul(x, w)
+    wide = ops.cast(y, to=np.dtype(np.float64) if also == "double" else F32)
+    outputs = {"half": [wide, y], "more": [wide, wide * 2.0], "activation": [ops.tanh(wide)], "double": [wide]}[also]
+    assert count(widen_results(g.Graph([x, w], outputs)))["wide_matmul"] == 0

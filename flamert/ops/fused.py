@@ -26,6 +26,12 @@ def activate(x: Value, activation: str, alpha: float, beta: float) -> Value:
 
 
 @composite
+def wide_matmul(a: Any, b: Any, *, to: Any) -> Any:
+    """a · b as `matmul` has it, of operands of one half type, as the floating type `to` that their products are added up in."""
+    return ops["matmul"](ops["cast"](a, to=to), ops["cast"](b, to=to))
+
+
+@composite
 def linear(
     x: Any, w: Any, bias: Any = None, residual: Any = None, *, activation: str = "", alpha: float = 0.0, beta: float = 0.0
 ) -> Any:

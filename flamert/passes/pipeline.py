@@ -40,6 +40,7 @@ from flamert.passes.products import (
     take_activations,
     take_biases,
     turn_products,
+    widen_results,
 )
 from flamert.passes.remade import remake_rows
 from flamert.passes.repeat import repeat_free
@@ -88,7 +89,8 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         simplify,
         turn_products,
         _epilogues(device.backend),
-        *([] if device.backend == "numpy" else [take_biases, merge_products, _activations(device.backend), widen_losses]),
+        *([] if device.backend == "numpy" else [take_biases, merge_products, _activations(device.backend)]),
+        *([] if device.backend == "numpy" else [widen_losses, widen_results]),
         *_reductions(device.backend),
     )
     last: tuple[Pass, ...] = (

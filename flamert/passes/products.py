@@ -159,6 +159,26 @@ def align_products(graph: Graph) -> Graph:
     return rebuild(graph, rule)
 
 
+def widen_results(graph: Graph) -> Graph:
+    """Products of halves that nobody gets but as float32, as results of the graph, are written so: a pass over memory less."""
+    count, returned = uses(graph), set(graph.outputs)
+
+    def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if node.op is not ops.cast or node.types[0].dtype != float32 or node.outputs[0] not in returned:
+            return None
+        old, new, view = node.inputs[0], inputs[0], None
+        assert old is not None and new is not None
+        if old.node.op is ops.slice and count[old] == 1:
+            view, old, new = old.node.attrs, old.node.inputs[0], new.node.inputs[0]
+            assert old is not None and new is not None
+        if old.node.op is not ops.matmul or old.dtype not in HALF or count[old] > 1 or count[node.outputs[0]] > 1:
+            return None
+        y = ops.wide_matmul(*new.node.inputs, to=float32)
+        return (y if view is None else ops.slice(y, **view),)
+
+    return rebuild(graph, rule)
+
+
 def lay_weights(graph: Graph, cache: dict[Any, Any]) -> Graph:
     """Constant matrices of float32 products with the axis that is summed innermost: tensor cores read TF32 so, a fifth faster.
 

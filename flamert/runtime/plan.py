@@ -115,7 +115,7 @@ class Plan:
                 buffer[...] = array
         if bound.replay is None or not bound.replay():
             self._step_through(bound)
-        made = {late.number: late.made(self.device, bound.outputs[late.number]) for late in bound.late}
+        made = {late.number: late.made(self.device) for late in bound.late}
         for i, array in self._updates.items():
             if bound.outputs[i] is not array:
                 array[...] = bound.outputs[i]
@@ -307,9 +307,9 @@ class Plan:
                 return at
         return None
 
-    def _returned(self) -> list[tuple[int, Place, bool]]:
-        """(number, place, whether it updates an array) of each output."""
-        return [(i, self._places[v], i in self._updates) for i, v in enumerate(self.graph.outputs)]
+    def _returned(self) -> list[tuple[int, TensorType, Place, bool]]:
+        """(number, type, place, whether it updates an array) of each output."""
+        return [(i, v.type, self._places[v], i in self._updates) for i, v in enumerate(self.graph.outputs)]
 
     def _bind(self, memory: Any, chain: bool = True) -> Bound:
         """Every array and call bound to an arena's memory; `chain`: calls that can run as one become one."""

@@ -5,10 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from flamert import dtypes
 from flamert.ops.fused import ACTIVATIONS
 from flamert.ops.pointwise import Instruction
 from flamert.testing import Case
 from tests.cases.elementwise import FLOATS, f32
+
+HALVES = (dtypes.float16, dtypes.bfloat16)
+
+factors = [np.random.default_rng(1).uniform(-2, 2, shape).astype(np.float32) for shape in ((3, 5, 16), (16, 24))]
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 FUNCTIONS = {
@@ -108,6 +113,7 @@ CASES = [
         for p, q in [PARAMETERS.get(a, (0.0, 0.0))]
     ],
     Case("linear", [f32(4, 5), f32(5, 6)], {}, linear),
+    *[Case("wide_matmul", factors, {"to": np.dtype(t)}, lambda a, b, to: a @ b, HALVES) for t in (np.float32, np.float64)],
     Case("linear", [f32(16, 8), f32(8, 24), f32(24)], {"activation": "gelu_tanh"}, linear, FLOATS, name="ended"),
     Case("conv_channels_last", [f32(2, 6, 7, 3), f32(8, 3, 3, 3), f32(8)], attrs(), conv, constants=(1,)),
     Case(

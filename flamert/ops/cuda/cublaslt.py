@@ -82,9 +82,10 @@ class Matrix(NamedTuple):
 class Product:
     """D[b] = activation(A[b] · B[b] + bias) for b < batch, with D row-major and contiguous. Built once; calls only launch it.
 
-    dtype: of all; halves accumulate in float32. tf32: let float32 products round their operands to TF32. bias: the address of
-    one number for each column of D, where there is a bias; without one there is no activation. activation: one of
-    `ACTIVATIONS`. alignments: bytes, up to `MOST_ALIGNED`, that the addresses of A, B and D are multiples of.
+    dtype: of all, but for D where `result` says so; halves accumulate in float32, and can leave a D of it. tf32: let float32
+    products round their operands to TF32. bias: the address of one number for each column of D, where there is a bias; without
+    one there is no activation. activation: one of `ACTIVATIONS`. alignments: bytes, up to `MOST_ALIGNED`, that the
+    addresses of A, B and D are multiples of.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Product:
         *,
         tf32: bool,
         device: int,
+        result: np.dtype | None = None,
         bias: int | None = None,
         activation: str = "",
         alignments: tuple[int, int, int] = (MOST_ALIGNED,) * 3,
@@ -104,6 +106,7 @@ class Product:
         self.device, self.tf32 = device, tf32
         more: list[Any] = [] if bias is None else ["bias", *([activation] if activation else [])]
         more += [] if min(alignments) == MOST_ALIGNED else [alignments]
+        more += [] if result in (None, dtype) else [result.name]
         self.key = repr((a, b, batch, dtype.name, tf32, *more))
         kind = _TYPES[dtype]
         double = dtype == dtypes.float64
@@ -121,7 +124,7 @@ class Product:
             self._set("MatmulDesc", self._desc, _BIAS, ctypes.c_uint64(bias))
         self._a = self._layout(kind, b, batch)
         self._b = self._layout(kind, a, batch)
-        self._d = self._layout(kind, Matrix(a.rows, b.columns, b.columns, False, a.rows * b.columns), batch)
+        self._d = self._layout(_TYPES[result or dtype], Matrix(a.rows, b.columns, b.columns, False, a.rows * b.columns), batch)
         self.candidates = self._found(alignments)
         self.algorithm = self.candidates[0]
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from flamert import dtypes
 from flamert.errors import DeviceError
 from flamert.graph import Node, TensorType
 from flamert.ops.cuda.copy import copier
 from flamert.ops.cuda.cublaslt import ACTIVATIONS, MOST_ALIGNED, WORKSPACE_BYTES, Matrix, Product, version
-from flamert.ops.cuda.launch import Launch
+from flamert.ops.cuda.launch import Extent, Launch, extent
 from flamert.ops.cuda.pointwise import launch
 from flamert.ops.cuda.tuning import choices, fastest
-from flamert.ops.fused import linear
+from flamert.ops.fused import linear, wide_matmul
 from flamert.ops.linear import matmul
 from flamert.ops.op import Site, kernel
 from flamert.ops.pointwise import Instruction
@@ -58,7 +59,13 @@ def _biased(node: Node) -> bool:
     return plain and bias is not None and dtype != dtypes.float64 and suits(node)
 
 
-for _op, _when in ((matmul, suits), (linear, _biased)):
+def _widened(node: Node) -> bool:
+    """Whether cuBLASLt writes this product of halves wider."""
+    a = node.inputs[0]
+    return a is not None and a.dtype in dtypes.HALF and node.types[0].dtype == dtypes.float32 and suits(node)
+
+
+for _op, _when in ((matmul, suits), (linear, _biased), (wide_matmul, _widened)):
 
     @kernel(_op, "cupy", when=_when, bind=True, workspace=scratch)
     def _(site: Site, out: Any, *operands: Any, **attrs: Any) -> Callable[[], None]:
@@ -84,6 +91,7 @@ def _bound(
         # One matrix for all: the batch is just more rows.
         a, b, out, batch = a.reshape(-1, a.shape[-1]), b[(0,) * len(batch)], out.reshape(-1, out.shape[-1]), ()
     copies: list[Callable[[], Any]] = []
+    reads = [extent(x) for x in (a, b, bias) if x is not None]
     a, b = (multipliable(m, xp, copies) for m in (a, b))
     if bias is not None and (bias.strides[0] != bias.itemsize or bias.data.ptr % ALIGNMENT):
         dense = xp.empty(bias.shape, bias.dtype)
@@ -92,8 +100,9 @@ def _bound(
 
     def way(operands: tuple[Any, Any], *before: Callable[[], Any], ends: str = activation) -> Way:
         product = product_of(*operands, out, math.prod(batch), site.device, bias, ends)
-        after = [_activated(out, activation)] if ends != activation else []
-        return Way.of(site, product, operands, out, (*copies, *before), after)
+        after = (_activated(out, activation),) if ends != activation else ()
+        current = site.xp.cuda.get_current_stream
+        return Way(product, operands, out, site.work[0], current, (*copies, *before), after, tuple(reads))
 
     def of(operands: tuple[Any, Any], *before: Callable[[], Any]) -> list[Way]:
         """With the activation in the product, where there is such an algorithm, and behind it."""
@@ -109,7 +118,7 @@ def _bound(
     ways = of((a, b))
     # Times differ from process to process, and algorithms in the order of their sums.
     if not tuned or site.device.deterministic:
-        return ways[0].run
+        return ways[0]
     turned = _turned(site, a, b) if ways[0].product.tf32 and not batch else None
     return fastest_way([*ways, *([] if turned is None else of(*turned))])
 
@@ -120,33 +129,46 @@ def _activated(out: Any, activation: str) -> Launch:
     return launch([out], [out], [type], [None], program, (0,))
 
 
-class Way(NamedTuple):
-    """One way to a product: with these operands, and what makes them first."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """One way to a product, which calling it takes. before: what makes the operands. after: launches that finish the result
+    where it lies. reads: what all of these read. As a `Launch`, it can be asked to write elsewhere.
+    """
 
     product: Product
-    run: Callable[[], None]
+    operands: tuple[Any, Any]
+    out: Any
+    work: Any
+    stream: Callable[[], Any]
+    before: tuple[Callable[[], Any], ...] = ()
+    after: tuple[Launch, ...] = ()
+    reads: tuple[Extent, ...] = ()
 
-    @staticmethod
-    def of(
-        site: Site,
-        product: Product,
-        operands: Sequence[Any],
-        out: Any,
-        before: Sequence[Callable[[], Any]],
-        after: Sequence[Callable[[], Any]] = (),
-    ) -> Way:
-        """On these arrays, between these calls."""
-        (a, b), work = operands, site.work[0]
-        current = site.xp.cuda.get_current_stream
+    def __call__(self) -> None:
+        for call in self.before:
+            call()
+        a, b = self.operands
+        self.product(a.data.ptr, b.data.ptr, self.out.data.ptr, self.work.data.ptr, self.stream().ptr)
+        for call in self.after:
+            call()
 
-        def run() -> None:
-            for call in before:
-                call()
-            product(a.data.ptr, b.data.ptr, out.data.ptr, work.data.ptr, current().ptr)
-            for call in after:
-                call()
+    @property
+    def writes(self) -> tuple[Extent, ...]:
+        """The result's memory: scratch is nobody else's."""
+        return (extent(self.out),)
 
-        return Way(product, run)
+    def writes_alone(self, address: int) -> bool:
+        """Whether the result lies there."""
+        return bool(self.out.data.ptr == address)
+
+    def reads_of(self, other: Any) -> bool:
+        """Whether it reads what another call writes."""
+        return any(start < end and first < last for start, last in self.reads for first, end in other.writes)
+
+    def onto(self, address: int, result: Any) -> Way:
+        """This way to another array, which lies as the result does."""
+        out = result.reshape(self.out.shape)
+        return replace(self, out=out, after=tuple([call.onto(address, out) for call in self.after]))
 
 
 def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], Any]] | None:
@@ -167,11 +189,11 @@ def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], A
 
 def product_of(a: Any, b: Any, out: Any, batch: int, device: Any, bias: Any = None, activation: str = "") -> Product:
     """The product of two arrays as they lie, in TF32 where the device may. out: where it is wanted, or one that lies so."""
-    tf32 = bool(device.allow_tf32) and out.dtype == dtypes.float32
+    tf32 = bool(device.allow_tf32) and a.dtype == dtypes.float32
     at = None if bias is None else bias.data.ptr
     lie = _matrix(a), _matrix(b)
     more: dict[str, Any] = {"bias": at, "activation": activation, "alignments": (_aligned(a), _aligned(b), _aligned(out))}
-    return Product(*lie, batch, out.dtype, tf32=tf32, device=device.index, **more)
+    return Product(*lie, batch, a.dtype, result=out.dtype, tf32=tf32, device=device.index, **more)
 
 
 def _aligned(x: Any) -> int:
@@ -179,14 +201,14 @@ def _aligned(x: Any) -> int:
     return math.gcd(x.data.ptr, MOST_ALIGNED)
 
 
-def fastest_way(ways: Sequence[Way]) -> Callable[[], None]:
+def fastest_way(ways: Sequence[Way]) -> Way:
     """The fastest way with the fastest algorithm for it, measured now or before."""
 
     def measured() -> str:
         def under(way: Way, algorithm: Any) -> Callable[[], None]:
             def launch() -> None:
                 way.product.algorithm = algorithm
-                way.run()
+                way()
 
             return launch
 
@@ -199,7 +221,7 @@ def fastest_way(ways: Sequence[Way]) -> Callable[[], None]:
     number, algorithm = choices("cublaslt", version(), ways[0].product.device).find(key, measured).split()
     way = ways[int(number)]
     way.product.recall(algorithm)
-    return way.run
+    return way
 
 
 def _rows_merge(a: Any) -> bool:
