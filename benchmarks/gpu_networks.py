@@ -70,7 +70,8 @@ def _images(torch: Any, batch: int) -> tuple[Any, ...]:
 
 
 def _tokens(length: int, vocabulary: int) -> Callable[[Any, int], tuple[Any, ...]]:
-    return lambda torch, batch: (torch.randint(0, vocabulary, (batch, length)),)
+    # Not 0: as padding it would have a gradient of zeros in PyTorch, which a file does not tell.
+    return lambda torch, batch: (torch.randint(1, vocabulary, (batch, length)),)
 
 
 def _noisy_images(torch: Any, batch: int) -> tuple[Any, ...]:
@@ -79,9 +80,14 @@ def _noisy_images(torch: Any, batch: int) -> tuple[Any, ...]:
 
 def _vision(name: str) -> Callable[[], Any]:
     def make() -> Any:
+        import torch
         import torchvision
 
-        return getattr(torchvision.models, name)(weights=None)
+        made = getattr(torchvision.models, name)(weights=None)
+        for weight in made.parameters():
+            if weight.ndim > 1 and not weight.any():  # a head of zeros, which would say nothing and send nothing back
+                torch.nn.init.normal_(weight, std=0.02)
+        return made
 
     return make
 
