@@ -1,4 +1,7 @@
-"""Every gradient against central differences in float64, of first and second order; every op declared one way or another."""
+"""Every gradient against central differences in float64, of first and second order; every op declared one way or another.
+
+FLAMERT_DEVICE says where plans make them, the CPU if nothing does.
+"""
 
 import pytest
 
@@ -10,18 +13,19 @@ from flamert.graph import TensorType
 from flamert.ops import OPS
 from flamert.testing import check_gradient
 from tests.cases import CASES
+from tests.placed import DEVICE
 
 ROWS = [pytest.param(c, id=f"{c}-{i}") for i, c in enumerate(CASES) if c.gradient and c.op not in NONE]
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_first_order(case):
-    check_gradient(case)
+    check_gradient(case, device=DEVICE)
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_second_order(case):
-    check_gradient(case, order=2)
+    check_gradient(case, order=2, device=DEVICE)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=str)
