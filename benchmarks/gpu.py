@@ -11,7 +11,8 @@ it is no less than the time to read the weights once. Errors are relative to PyT
 and of the gradients of a few weights. Peak memory and the time of the first call come from processes of each runtime's own,
 with caches of their own: one that finds them empty, and one that finds what the first has left there. That time begins with
 the network in host memory, a module or a file, and the runtime imported, and ends with the first result. With --no-memory the
-table has what each runtime's allocator holds, in the row's process.
+table has what each runtime's allocator holds, in the row's process; with --only-memory nothing else is found out, by each
+runtime in a process of its own, --together of them at a time.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_networks import NETWORKS
-from benchmarks.gpu_rows import COMPILED, PRECISIONS, RUNTIMES, WARM, Task, entered, measured
+from benchmarks.gpu_rows import COMPILED, PRECISIONS, RUNTIMES, WARM, Task, allocated, entered, measured, trim
 
 FLAGS = ("--no-compile", "--default", "--max-autotune", "--no-memory", "--no-errors")
 """What a row's own process is told as well."""
@@ -48,18 +50,19 @@ def main() -> None:
         print(json.dumps(_row(options)))
         return
     rows, failed = [], False
-    for task, row in _measured(list(_tasks(options)), options):
+    find = _held if options.only_memory else _measured
+    for task, row in find(list(_tasks(options)), options):
         label = f"{task.name} {task.mode} {task.precision} b{task.batch}"
         if isinstance(row, str):  # the other rows are worth having all the same
             print(f"{label}: {row}", file=sys.stderr, flush=True)
             failed = True
             continue
         rows.append(row)
-        shown = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k.endswith("_ms"))
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.endswith(("_ms", "_mib")))
         print(f"{label}: {shown}", file=sys.stderr, flush=True)
         if options.json:
             Path(options.json).write_text(json.dumps(rows, indent=1))
-    if rows:
+    if rows and not options.only_memory:
         show(rows)
     sys.exit(failed)
 
@@ -74,6 +77,24 @@ def _measured(tasks: list[Task], options: argparse.Namespace) -> Iterator[tuple[
                 child.wait()
             for task, child in zip(group, children, strict=True):
                 yield task, child.finish()
+
+
+def _held(tasks: list[Task], options: argparse.Namespace) -> Iterator[tuple[Task, dict[str, Any] | str]]:
+    """What each runtime's allocator holds after a few steps, for each task, or what went wrong."""
+
+    def one(task: Task, runtime: str) -> int | str:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--child", runtime, *_spelled(task)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            return "".join(done.stderr.strip().splitlines()[-1:]) or f"ended with {done.returncode}"
+        return int(json.loads(done.stdout.strip().splitlines()[-1])["pool_mib"])
+
+    with ThreadPoolExecutor(options.together) as pool:
+        running = [(task, {r: pool.submit(one, task, r) for r in _runtimes(options, task.mode)}) for task in tasks]
+        for task, parts in running:
+            found = {f"{runtime}_pool_mib": part.result() for runtime, part in parts.items()}
+            wrong = next((said for said in found.values() if isinstance(said, str)), None)
+            yield task, wrong or {**_described(task), **found}
 
 
 class _Child:
@@ -114,9 +135,12 @@ def _row(options: argparse.Namespace) -> dict[str, Any]:
         while not signals.with_suffix(".go").exists():
             time.sleep(0.02)
 
-    row = {"network": task.name, "mode": task.mode, "precision": task.precision, "batch": task.batch}
-    row |= measured(task, runtimes, None if options.no_errors else options.reference, ready)
+    row = _described(task) | measured(task, runtimes, None if options.no_errors else options.reference, ready)
     return row if options.no_memory else row | _memory(task, runtimes)
+
+
+def _described(task: Task) -> dict[str, Any]:
+    return {"network": task.name, "mode": task.mode, "precision": task.precision, "batch": task.batch}
 
 
 def _spelled(task: Task) -> list[str]:
@@ -136,6 +160,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--default", action="store_true", help="torch.compile without CUDA graphs as well, for training")
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile's slowest mode as well: minutes a row")
     parser.add_argument("--no-memory", action="store_true", help="leave out what needs processes of their own")
+    parser.add_argument("--only-memory", action="store_true", help="find out nothing but what allocators hold")
     parser.add_argument("--no-errors", action="store_true", help="leave out the comparison with float64")
     parser.add_argument("--reference", choices=("cpu", "cuda"), default="cpu", help="where float64 is computed")
     parser.add_argument("--large", action="store_true", help="the larger batch only")
@@ -191,10 +216,12 @@ def _alone(options: argparse.Namespace) -> dict[str, float]:
     contender.step()
     torch.cuda.synchronize()
     first = time.perf_counter() - started
+    trim()
     for _ in range(WARM):
         contender.step()
     torch.cuda.synchronize()
-    return {"mib": (free - torch.cuda.mem_get_info()[0]) >> 20, "first_s": first}
+    held = (free - torch.cuda.mem_get_info()[0]) >> 20
+    return {"mib": held, "pool_mib": allocated(options.child) >> 20, "first_s": first}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
