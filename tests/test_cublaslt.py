@@ -20,7 +20,7 @@ class Listening:
     """A library that has two algorithms for everything, and notes what it is told. refused: epilogues that it has none for."""
 
     def __init__(self, refused=()):
-        self.refused, self.told, self.launched, self.kinds = refused, [], [], []
+        self.refused, self.told, self.launched, self.kinds, self.factors = refused, [], [], [], []
 
     def __getattr__(self, name):
         kind = name.removeprefix("cublasLt").removesuffix("SetAttribute")
@@ -48,6 +48,7 @@ class Listening:
         return 0
 
     def cublasLtMatmul(self, *arguments):
+        self.factors.append(arguments[2]._obj.value)
         self.launched.append((arguments[10].value, arguments[12]._obj.algorithm[0]))
         return 0
 
@@ -181,5 +182,8 @@ def test_a_product_of_halves_can_be_written_wider(library):
         bind(op, [a, b], memory(8, 8, dtype=out), attrs)
         assert library.kinds == [2, 2, kind]
     assert len(library.choices.made) == 2
+    bias = memory(8)
+    bind("wide_matmul", [a, b, bias], memory(8, 8), {"to": dtypes.float32, "scale": 0.25})()
+    assert library.factors[-1] == 0.25 and library.told[-1]["bias"] == bias.__array_interface__["data"][0]
     node = node_of("wide_matmul", [a, b], {"to": dtypes.float64})
     assert node.op.kernel_for(node, "cupy", hot=True) is None

@@ -76,6 +76,28 @@ def test_products(m, k, n, transposed, bias):
     assert apart(got, want) <= MORE * apart(rounded(a) @ rounded(b) + added, want) + 1e-7
 
 
+@pytest.mark.parametrize("rows", [7, 4096])
+def test_a_feed_forward_layer(rows):
+    """Its products are made of halves."""
+    rng = np.random.default_rng(0)
+    x, w, v = drawn(rng, rows, 768), 0.03 * drawn(rng, 768, 3072), 0.03 * drawn(rng, 3072, 768)
+    c, d = drawn(rng, 3072), drawn(rng, 768)
+    given = g.input(TensorType(x.shape, F))
+    hidden = ops.relu(ops.matmul(ops.layer_norm(given, axis=-1), g.constant(w)) + g.constant(c))
+    graph = Graph([given], [ops.matmul(hidden, g.constant(v)) + g.constant(d)])
+    assert sum(n.op is ops.wide_matmul for n in prepare(graph, True, device("cuda", allow_tf32=True), {}).nodes) == 2
+    [got] = on_gpu(graph, [x])
+
+    def made(product):
+        y = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
+        y /= np.sqrt((y * y).mean(-1, keepdims=True) + graph_epsilon)
+        return product(np.maximum(product(y, w) + c, 0), v) + d
+
+    graph_epsilon = 1e-5
+    exact = made(lambda a, b: a @ b.astype(np.float64))
+    assert apart(got, exact) <= MORE * apart(made(lambda a, b: rounded(a) @ rounded(b)), exact)
+
+
 def attention_of_rounded(q, k, v, dy, scale):
     """y, dq, dk and dv by products of rounded operands, sums and everything else in float64."""
     r = rounded

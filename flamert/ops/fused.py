@@ -26,9 +26,13 @@ def activate(x: Value, activation: str, alpha: float, beta: float) -> Value:
 
 
 @composite
-def wide_matmul(a: Any, b: Any, *, to: Any) -> Any:
-    """a · b as `matmul` has it, of operands of one half type, as the floating type `to` that their products are added up in."""
-    return ops["matmul"](ops["cast"](a, to=to), ops["cast"](b, to=to))
+def wide_matmul(a: Any, b: Any, bias: Any = None, *, to: Any, scale: float = 1.0) -> Any:
+    """scale · (a · b) + bias, the product as `matmul` has it, of operands of one half type, in the floating type `to` that it
+    is added up in. bias: [N], floating.
+    """
+    y = ops["matmul"](ops["cast"](a, to=to), ops["cast"](b, to=to))
+    y = y if scale == 1 else y * scale
+    return y if bias is None else y + ops["cast"](bias, to=to)
 
 
 @composite

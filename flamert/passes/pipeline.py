@@ -23,6 +23,7 @@ from flamert.passes.finish import finish_columns
 from flamert.passes.fold import fold
 from flamert.passes.gates import remake_gates
 from flamert.passes.groups import open_groups
+from flamert.passes.halves import halve_products
 from flamert.passes.heads import lay_heads
 from flamert.passes.keep import keep_columns
 from flamert.passes.layers import merge_layers
@@ -90,6 +91,7 @@ def inference(device: Device, cache: dict[Any, Any], precision: str | None = Non
         turn_products,
         _epilogues(device.backend),
         *([] if device.backend == "numpy" else [take_biases, merge_products, _activations(device.backend)]),
+        *([partial(halve_products, cache=cache, eligible=_elementwise("cupy"))] if device.allow_tf32 and half is None else []),
         *([] if device.backend == "numpy" else [widen_losses, widen_results]),
         *_reductions(device.backend),
     )

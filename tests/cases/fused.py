@@ -11,9 +11,13 @@ from flamert.ops.pointwise import Instruction
 from flamert.testing import Case
 from tests.cases.elementwise import FLOATS, f32
 
+CLOSE = (1e-5, 1e-5)
 HALVES = (dtypes.float16, dtypes.bfloat16)
 
+offsets = np.random.default_rng(2).uniform(-2, 2, 24).astype(np.float32)
 factors = [np.random.default_rng(1).uniform(-2, 2, shape).astype(np.float32) for shape in ((3, 5, 16), (16, 24))]
+
+halved = [x.astype(dtypes.float16) for x in factors]
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 FUNCTIONS = {
@@ -35,6 +39,10 @@ def linear(x, w, bias=None, residual=None, *, activation="", alpha=0.0, beta=0.0
     y = x @ w
     y = y if bias is None else y + bias
     return FUNCTIONS[activation](y if residual is None else y + residual, alpha, beta)
+
+
+def wide_matmul(a, b, bias, *, to, scale):
+    return scale * (a @ b) + bias
 
 
 def conv(x, w, bias=None, residual=None, *, strides, pads, dilations, group=1, activation="", alpha=0.0, beta=0.0):
@@ -114,6 +122,7 @@ CASES = [
     ],
     Case("linear", [f32(4, 5), f32(5, 6)], {}, linear),
     *[Case("wide_matmul", factors, {"to": np.dtype(t)}, lambda a, b, to: a @ b, HALVES) for t in (np.float32, np.float64)],
+    Case("wide_matmul", [*halved, offsets], {"to": dtypes.float32, "scale": 0.25}, wide_matmul, tolerance=CLOSE),
     Case("linear", [f32(16, 8), f32(8, 24), f32(24)], {"activation": "gelu_tanh"}, linear, FLOATS, name="ended"),
     Case("conv_channels_last", [f32(2, 6, 7, 3), f32(8, 3, 3, 3), f32(8)], attrs(), conv, constants=(1,)),
     Case(

@@ -80,7 +80,7 @@ class Matrix(NamedTuple):
 
 
 class Product:
-    """D[b] = activation(A[b] · B[b] + bias) for b < batch, with D row-major and contiguous. Built once; calls only launch it.
+    """D[b] = activation(factor · A[b] · B[b] + bias) for b < batch, with D row-major and contiguous. Built once, then launched.
 
     dtype: of all, but for D where `result` says so; halves accumulate in float32, and can leave a D of it. tf32: let float32
     products round their operands to TF32. bias: the address of one number for each column of D, where there is a bias; without
@@ -98,6 +98,7 @@ class Product:
         tf32: bool,
         device: int,
         result: np.dtype | None = None,
+        factor: float = 1.0,
         bias: int | None = None,
         activation: str = "",
         alignments: tuple[int, int, int] = (MOST_ALIGNED,) * 3,
@@ -112,7 +113,7 @@ class Product:
         double = dtype == dtypes.float64
         compute = _COMPUTE_64F if double else _COMPUTE_TF32 if tf32 and dtype == dtypes.float32 else _COMPUTE_32F
         scale = ctypes.c_double if double else ctypes.c_float
-        self._one, self._zero = scale(1), scale(0)
+        self._factor, self._zero = scale(factor), scale(0)
         self._desc = ctypes.c_void_p()
         _check(self._lib.cublasLtMatmulDescCreate(ctypes.byref(self._desc), compute, 1 if double else 0), "description")
         # Row-major D = A·B is column-major Dᵀ = Bᵀ·Aᵀ: cuBLASLt is given B first.
@@ -178,7 +179,7 @@ class Product:
         """Launch on device addresses."""
         pointer = ctypes.c_void_p
         status = self._lib.cublasLtMatmul(
-            *(_handle(self.device), self._desc, ctypes.byref(self._one), pointer(b), self._a, pointer(a), self._b),
+            *(_handle(self.device), self._desc, ctypes.byref(self._factor), pointer(b), self._a, pointer(a), self._b),
             *(ctypes.byref(self._zero), pointer(d), self._d, pointer(d), self._d, ctypes.byref(self.algorithm)),
             *(pointer(workspace), ctypes.c_size_t(WORKSPACE_BYTES), pointer(stream)),
         )

@@ -61,24 +61,26 @@ def _biased(node: Node) -> bool:
 
 def _widened(node: Node) -> bool:
     """Whether cuBLASLt writes this product of halves wider."""
-    a = node.inputs[0]
-    return a is not None and a.dtype in dtypes.HALF and node.types[0].dtype == dtypes.float32 and suits(node)
+    a, to, bias = node.inputs[0], node.types[0], node.inputs[2] if len(node.inputs) == 3 else None
+    added = bias is None or (to.rank > 1 and bias.dtype == to.dtype)
+    return a is not None and a.dtype in dtypes.HALF and to.dtype == dtypes.float32 and suits(node) and added
 
 
 for _op, _when in ((matmul, suits), (linear, _biased), (wide_matmul, _widened)):
 
     @kernel(_op, "cupy", when=_when, bind=True, workspace=scratch)
     def _(site: Site, out: Any, *operands: Any, **attrs: Any) -> Callable[[], None]:
-        return _bound(site, out, *operands, activation=attrs.get("activation", ""))
+        return _bound(site, out, *operands, activation=attrs.get("activation", ""), factor=attrs.get("scale", 1.0))
 
     @kernel(_op, "cupy", when=_when, bind=True, workspace=_tuned_workspace, hot=True)
     def _(site: Site, out: Any, *operands: Any, **attrs: Any) -> Callable[[], None]:
         """With the fastest of several algorithms, of operands as they lie or one of them turned."""
-        return _bound(site, out, *operands, activation=attrs.get("activation", ""), tuned=True)
+        given = {"activation": attrs.get("activation", ""), "factor": attrs.get("scale", 1.0)}
+        return _bound(site, out, *operands, **given, tuned=True)
 
 
 def _bound(
-    site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, activation: str, tuned: bool = False
+    site: Site, out: Any, a: Any, b: Any, bias: Any = None, *, activation: str, factor: float, tuned: bool = False
 ) -> Callable[[], None]:
     xp = site.xp
     if a.ndim == 1:
@@ -99,7 +101,7 @@ def _bound(
         bias = dense
 
     def way(operands: tuple[Any, Any], *before: Callable[[], Any], ends: str = activation) -> Way:
-        product = product_of(*operands, out, math.prod(batch), site.device, bias, ends)
+        product = product_of(*operands, out, math.prod(batch), site.device, bias, ends, factor)
         after = (_activated(out, activation),) if ends != activation else ()
         current = site.xp.cuda.get_current_stream
         return Way(product, operands, out, site.work[0], current, (*copies, *before), after, tuple(reads))
@@ -187,12 +189,19 @@ def _turned(site: Site, a: Any, b: Any) -> tuple[tuple[Any, Any], Callable[[], A
     return (operands[0], operands[1]), copier(operands[side], x)
 
 
-def product_of(a: Any, b: Any, out: Any, batch: int, device: Any, bias: Any = None, activation: str = "") -> Product:
+def product_of(
+    a: Any, b: Any, out: Any, batch: int, device: Any, bias: Any = None, activation: str = "", factor: float = 1.0
+) -> Product:
     """The product of two arrays as they lie, in TF32 where the device may. out: where it is wanted, or one that lies so."""
     tf32 = bool(device.allow_tf32) and a.dtype == dtypes.float32
     at = None if bias is None else bias.data.ptr
     lie = _matrix(a), _matrix(b)
-    more: dict[str, Any] = {"bias": at, "activation": activation, "alignments": (_aligned(a), _aligned(b), _aligned(out))}
+    more: dict[str, Any] = {
+        "factor": factor,
+        "bias": at,
+        "activation": activation,
+        "alignments": (_aligned(a), _aligned(b), _aligned(out)),
+    }
     return Product(*lie, batch, a.dtype, result=out.dtype, tf32=tf32, device=device.index, **more)
 
 

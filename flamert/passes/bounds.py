@@ -1,0 +1,128 @@
+"""How large values can get, whatever the inputs: what norms make of their scale, products of their constant matrix, …"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from flamert.graph import CONSTANT, Node, Value
+from flamert.ops.evaluate import value_of
+
+DEPTH = 12
+"""Nodes in a row that are looked through."""
+
+
+class Bound(NamedTuple):
+    """most: the largest absolute value of any element. norm: the largest Euclidean norm of a row along the last axis."""
+
+    most: float
+    norm: float
+
+
+def bound_of(value: Value, depth: int = DEPTH) -> Bound | None:
+    """A bound of a floating Value that holds for all inputs, NaN aside; None where nothing is known."""
+    node = value.node
+    if node.known:
+        return known_bound(value)
+    rule = RULES.get(node.op.name) if depth else None
+    found = rule(node, depth - 1) if rule is not None else None
+    if found is None:
+        return None
+    return Bound(found.most, min(found.norm, found.most * math.sqrt(value.shape[-1] if value.rank else 1)))
+
+
+_measured: dict[int, tuple[Bound, Bound]] = {}
+"""Bounds of arrays that live, as they lie and of matrices transposed, by identity: models are planned again and again."""
+
+
+def known_bound(value: Value, turned: bool = False) -> Bound:
+    """That of a known Value, or of its transpose."""
+    source = value.node
+    while source.op.name == "transpose" and source.attrs["perm"] == (1, 0):
+        source, turned = source.inputs[0].node, not turned  # type: ignore[union-attr]
+    if source.op is not CONSTANT:
+        return _bounds(value_of(source.outputs[0]))[turned]
+    array = source.attrs["value"]
+    found = _measured.get(id(array))
+    if found is None:
+        found = _measured[id(array)] = _bounds(array)
+        weakref.finalize(array, _measured.pop, id(array), None).atexit = False
+    return found[turned]
+
+
+def _bounds(array: np.ndarray) -> tuple[Bound, Bound]:
+    """Of an array's rows and, if it is a matrix, its columns. A thousandth is added for what sums of float32 lose."""
+    x = np.atleast_1d(array)
+    x = x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
+    most = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+    sums = [np.einsum("...i,...i->...", x, x), *([np.einsum("ij,ij->j", x, x)] if x.ndim == 2 else [])]
+    rows, columns = (Bound(most, 1.001 * math.sqrt(float(s.max(initial=0.0)))) for s in (sums[0], sums[-1]))
+    return rows, columns
+
+
+def _first(node: Node, depth: int) -> Bound | None:
+    x = node.inputs[0]
+    return None if x is None else bound_of(x, depth)
+
+
+def _unit(node: Node, depth: int) -> Bound:
+    """Nothing it returns is larger than 1."""
+    return Bound(1.0, math.inf)
+
+
+def _moved(node: Node, depth: int) -> Bound | None:
+    """Elements of the operand in another order, or some of them, with rows kept only where the last axis is."""
+    x, found = node.inputs[0], _first(node, depth)
+    if x is None or found is None:
+        return None
+    kept = node.op.name == "reshape" and x.shape[-1:] == node.types[0].shape[-1:]
+    return found if kept else Bound(found.most, math.inf)
+
+
+def _norm(node: Node, depth: int) -> Bound | None:
+    """Of n elements with mean square 1 none is larger than √n; then come a scale and a bias that are known."""
+    x, scale, bias = (*node.inputs, None, None)[:3]
+    assert x is not None
+    if any(v is not None and not v.node.known for v in (scale, bias)):
+        return None
+    axis = node.attrs["axis"] % x.rank
+    root = math.sqrt(math.prod(x.shape[axis:]))
+    factor = 1.0 if scale is None else known_bound(scale).most
+    offset = Bound(0.0, 0.0) if bias is None else known_bound(bias)
+    return Bound(root * factor + offset.most, root * factor + offset.norm)
+
+
+def _product(node: Node, depth: int) -> Bound | None:
+    """Cauchy and Schwarz: a row's norm times the largest of a known matrix's columns."""
+    _, b, bias = (*node.inputs, None)[:3]
+    assert b is not None
+    found = _first(node, depth)
+    plain = len(node.inputs) < 4 and not node.attrs.get("activation")
+    if found is None or not plain or b.rank != 2 or not b.node.known or (bias is not None and not bias.node.known):
+        return None
+    offset = 0.0 if bias is None else known_bound(bias).most
+    return Bound(found.norm * known_bound(b, turned=True).norm + offset, math.inf)
+
+
+def _sum(node: Node, depth: int) -> Bound | None:
+    parts = [None if v is None else bound_of(v, depth) for v in node.inputs]
+    known = [p for p in parts if p is not None]
+    return Bound(sum(p.most for p in known), math.inf) if len(known) == len(parts) else None
+
+
+RULES: dict[str, Callable[[Node, int], Bound | None]] = {
+    "layer_norm": _norm,
+    "rms_norm": _norm,
+    "matmul": _product,
+    "linear": _product,
+    "add": _sum,
+    "sub": _sum,
+    **dict.fromkeys(("softmax", "sigmoid", "tanh", "erf"), _unit),
+    **dict.fromkeys(("relu", "gelu", "gelu_tanh", "swish", "hard_swish", "abs", "neg"), _first),
+    **dict.fromkeys(("reshape", "transpose", "slice", "expand"), _moved),
+}
+"""(node, how much deeper to look) → a bound of its result. Functions of one operand here return nothing larger than that."""
