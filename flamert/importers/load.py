@@ -47,8 +47,9 @@ def load(
 
     source: path, bytes, `onnx.ModelProto` or `onnx_ir.Model`. device: None (GPU if there is one), "cpu", "cuda", "cuda:1".
     precision: what `run` computes float32 in, "fp16" or "bf16", while inputs and outputs keep their types; "fp32" computes a
-    file's half types in float32, None everything in its own type. allow_tf32 (None: convolutions only) and deterministic
-    concern GPU kernels; on the CPU there is no TF32 and every run gives the same bits.
+    file's half types in float32, None everything in its own type. allow_tf32 (None: convolutions only): whether products of
+    float32 may keep ten bits behind the point of their operands, as TF32, or as halves where these are known to have the range.
+    It and deterministic concern GPU kernels; on the CPU there is no TF32 and every run gives the same bits.
     free_batch: whether to make a batch dimension free that the exporter froze to 1: inputs then take any number of examples,
     each of which is computed as if it were alone, and `save` writes the changed file. True takes the batch to be axis 0 of
     each input, or axis 1 where axis 0 is none (recurrent states); a mapping says which axis it is, by input. Constants inside

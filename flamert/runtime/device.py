@@ -280,7 +280,7 @@ def storage(dtype: np.dtype) -> np.dtype:
 def device(name: str | None = None, allow_tf32: bool | None = None, deterministic: bool = False) -> Device:
     """`None` (CUDA if there is a GPU, else the CPU), "cpu", "cuda" or "cuda:1".
 
-    allow_tf32: whether products of float32 may round their operands to TF32; None: those of convolutions only.
+    allow_tf32: whether products of float32 may round their operands to TF32's ten bits; None: those of convolutions only.
     deterministic: the same bits for the same inputs, whatever that costs. A CPU does the latter and not the former.
     """
     if name is None:
