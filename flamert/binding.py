@@ -97,7 +97,9 @@ class OrtValue:
         return self.where.name.partition(":")[0]
 
     def data_ptr(self) -> int:
-        """Address of the first element, on the device."""
+        """Address of the first element, on the device; the others follow in C order."""
+        if not self.value.flags.c_contiguous:
+            self.value = self.where.xp.ascontiguousarray(self.value)  # a large result can be a view
         return self.value.data.ptr if self.where.remote else self.value.ctypes.data
 
     def tensor_size_in_bytes(self) -> int:

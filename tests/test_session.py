@@ -1,5 +1,6 @@
 """InferenceSession against onnxruntime's own: the same calls give the same answers, and errors of the same kind."""
 
+import ctypes
 import threading
 
 import ml_dtypes
@@ -8,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import flamert as fr
+from flamert.runtime.device import device
 from tests import small
 
 ort = pytest.importorskip("onnxruntime")
@@ -181,3 +183,12 @@ def test_run_async():
     assert done.wait(10)
     [(results, data, error)] = got
     assert results[0].shape == (4, 8) and data == "mine" and error == ""
+
+
+def test_an_address_is_that_of_dense_elements():
+    """A large result on a GPU can be a view whose rows lie apart; who takes its address cannot know."""
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    value = fr.OrtValue(whole[:, :5], device("cpu"))
+    at = np.ctypeslib.as_array((ctypes.c_float * 20).from_address(value.data_ptr()))
+    np.testing.assert_array_equal(at, whole[:, :5].ravel())
+    np.testing.assert_array_equal(value.numpy(), whole[:, :5])
