@@ -1,6 +1,9 @@
 """Launches of chains: over operands that lie any way, and many of one kernel as one, where that changes nothing."""
 
+import contextlib
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from flamert import dtypes, ops
 from flamert import graph as g
 from flamert.graph import Graph, TensorType
+from flamert.ops.cuda import launch as launches
 from flamert.ops.cuda import pointwise
 from flamert.ops.cuda.launch import Flat, Launch, extent, table_of
 from flamert.ops.cuda.pointwise import elementwise, launch
@@ -316,3 +320,84 @@ def test_a_large_result_can_be_most_of_what_is_made(columns, taken):
         result = late.made(plan.device)
         assert result.shape == (512, columns) and result.strides == (4096, 4) and np.all(result == 1)
     assert not memory.any()
+
+
+class Kernels:
+    """A module whose kernels take a while to compile. current: the device of each thread."""
+
+    def __init__(self, broken=()):
+        self.broken, self.compiled, self.running, self.most = broken, [], 0, 0
+        self.current, self.lock = threading.local(), threading.Lock()
+        self.cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=self.device), Device=self.within)
+
+    def device(self):
+        return getattr(self.current, "index", 0)
+
+    @contextlib.contextmanager
+    def within(self, index):
+        self.current.index, before = index, self.device()
+        yield
+        self.current.index = before
+
+    def RawKernel(self, source, name, options):
+        launched = []
+
+        def compile():
+            with self.lock:
+                self.running += 1
+                self.most = max(self.most, self.running)
+            self.others.wait(10)
+            with self.lock:
+                self.running -= 1
+                self.compiled.append((name, self.device()))
+            if name in self.broken:
+                raise ValueError(f"{name} is no C++")
+
+        def call(grid, block, arguments):
+            assert name in [n for n, _ in self.compiled], "it was launched before it was there"
+            launched.append(arguments)
+
+        call.compile, call.launched = compile, launched
+        return call
+
+
+def test_kernels_are_compiled_side_by_side(monkeypatch):
+    kernels = Kernels(broken={"third"})
+    kernels.others = threading.Barrier(3)  # each waits until the others are at it, too
+    monkeypatch.setitem(sys.modules, "cupy", kernels)
+    monkeypatch.setattr(launches, "_compilers", lambda: pool)
+    launches.compiled.cache_clear()
+    with ThreadPoolExecutor(3) as pool:
+        with kernels.within(1):
+            made = [launches.compiled(f"source of {name}", name) for name in ("first", "second", "third")]
+        for kernel in made[:2]:
+            for _ in range(2):
+                kernel((1,), (32,), (7,))
+        with pytest.raises(ValueError, match="third"):
+            made[2]((1,), (32,), ())
+        launches.settle()
+    assert not launches._underway
+    assert kernels.most == 3 and sorted(kernels.compiled) == [("first", 1), ("second", 1), ("third", 1)]
+    assert launches.compiled("source of first", "first") is made[0]
+    launches.compiled.cache_clear()
+
+
+def test_what_measures_is_bound_last(monkeypatch):
+    """With nothing else going on, and each call at its place all the same."""
+    x = g.input(TensorType((4, 4), F))
+    plan = Plan(Graph([x], [ops.tanh(ops.matmul(ops.exp(x), x))]), device("cpu"))
+    for step in plan.steps:
+        monkeypatch.setattr(step.kernel, "measures", step.node.op is ops.matmul)
+    order = []
+    monkeypatch.setattr(type(plan.device), "settle", lambda self: order.append("settled"))
+    thunk = type(plan.steps[0].kernel).thunk
+    monkeypatch.setattr(
+        type(plan.steps[0].kernel), "thunk", lambda self, site, *a: order.append(site.node.op.name) or thunk(self, site, *a)
+    )
+    bound = plan._bind(plan.device.allocate(plan.nbytes), chain=False)
+    assert order[-2:] == ["settled", "matmul"] and order.count("settled") == 1 and len(bound.calls) == len(plan.steps)
+    array = drawn((4, 4))[0]
+    bound.inputs[0][...] = array
+    for call in bound.calls:
+        call()
+    np.testing.assert_allclose(bound.outputs[0], np.tanh(np.exp(array) @ array), rtol=1e-5)

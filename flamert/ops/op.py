@@ -172,13 +172,14 @@ class Kernel:
     function is called once, when a plan is made, as run(site, out, *inputs, **attrs), and returns a callable without
     arguments that does the work each time. `workspace(node)` → types of scratch arrays, handed over as `site.work` to a
     bind kernel and as the keyword `work` to a plain one. `hot`: worth its set-up only in plans that are called often; binding
-    it may try ways to compute the results where these will lie. `contiguous`: the inputs must be C-contiguous, or those
+    it may try ways to compute the results where these will lie. `measures`: binding it takes times, as that of hot kernels
+    does, so that it comes when nothing else is going on. `contiguous`: the inputs must be C-contiguous, or those
     operands whose numbers it names. `host`: needs NumPy arrays, on a GPU too (they are copied). `strided`: results may lie
     apart, as parts of a larger array do, so long as their last axis is dense and all strides and addresses are multiples of 16
     bytes.
     """
 
-    __slots__ = ("backend", "bind", "contiguous", "host", "hot", "op", "run", "strided", "when", "workspace")
+    __slots__ = ("backend", "bind", "contiguous", "host", "hot", "measures", "op", "run", "strided", "when", "workspace")
 
     def __init__(
         self,
@@ -192,7 +193,9 @@ class Kernel:
         workspace: Callable[[Node], Sequence[TensorType]] | None = None,
         host: bool = False,
         strided: bool = False,
+        measures: bool = False,
     ) -> None:
+        self.measures = measures or hot
         self.op, self.run, self.backend, self.when, self.strided = op, run, backend, when, strided
         self.bind, self.hot, self.contiguous, self.workspace, self.host = bind, hot, contiguous, workspace, host
 

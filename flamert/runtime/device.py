@@ -118,6 +118,9 @@ class Device:
         """A fresh copy that no arena will overwrite."""
         return array.copy()
 
+    def settle(self) -> None:
+        """Wait until nothing goes on besides that times would show."""
+
     def fresh(self, like: Any) -> Any:
         """A contiguous array of this one's shape and type, of no contents."""
         return self.xp.empty(like.shape, like.dtype)
@@ -196,6 +199,11 @@ class Cuda(Device):
             here.synchronize()
             super().reclaim()
             self.trim()
+
+    def settle(self) -> None:
+        from flamert.ops.cuda.launch import settle
+
+        settle()
 
     def trim(self) -> None:
         with self.xp.cuda.Device(self.index):

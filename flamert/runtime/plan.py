@@ -320,15 +320,18 @@ class Plan:
                 return at.storage.array
             return device.view(memory, self._offsets[at.storage] + at.offset, type, at.strides)
 
-        calls = []
-        for step in self.steps:
+        calls: list[Any] = [None] * len(self.steps)
+        # Those that measure come last: kernels of the others are compiled meanwhile, all at once.
+        for i, step in sorted(enumerate(self.steps), key=lambda item: item[1].kernel.measures):
+            if step.kernel.measures:
+                device.settle()
             site = Site(device.xp, step.node, tuple([array(t, p) for t, p in step.work]), self.cache, device, self._held)
             outs = [array(t, p) for t, p in step.outputs]
             operands = [None if x is None else array(*x) for x in step.inputs]
             try:
-                calls.append(step.kernel.thunk(site, outs[0] if len(outs) == 1 else tuple(outs), operands))
+                calls[i] = step.kernel.thunk(site, outs[0] if len(outs) == 1 else tuple(outs), operands)
             except Exception as error:
-                raise self._failure(error, len(calls)) from error
+                raise self._failure(error, i) from error
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.outputs)
         passed = [v for v in self.graph.inputs if v not in self._state]
         inputs = tuple([array(v.type, self._places[v]) if v in read else None for v in passed])

@@ -41,13 +41,13 @@ def _or_reference(site: Site, made: Callable[[], Launch], out: Any, *inputs: Any
         return plain.thunk(site, out, inputs)
 
 
-@kernel(conv, "cupy", when=_suits, bind=True, workspace=_workspace)
+@kernel(conv, "cupy", when=_suits, bind=True, workspace=_workspace, measures=True)
 def _(site: Site, out: Any, x: Any, w: Any, b: Any = None, *, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
     windows = Windows(strides, pads, dilations)
     return _or_reference(site, lambda: launched(site, "fprop", (x, w), out, windows, b), out, x, w, b)
 
 
-@kernel(conv_weight_gradient, "cupy", when=_suits, bind=True, workspace=_workspace)
+@kernel(conv_weight_gradient, "cupy", when=_suits, bind=True, workspace=_workspace, measures=True)
 def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
     windows = Windows(strides, pads, dilations)
     return _or_reference(site, lambda: launched(site, "wgrad", (x, dy), out, windows), out, x, dy)
@@ -59,7 +59,7 @@ def _transposable(node: Node) -> bool:
     return less and min(node.attrs["pads"], default=0) >= 0 and _suits(node)
 
 
-@kernel(conv_transpose, "cupy", when=_transposable, bind=True, workspace=_workspace)
+@kernel(conv_transpose, "cupy", when=_transposable, bind=True, workspace=_workspace, measures=True)
 def _(
     site: Site,
     out: Any,
@@ -117,7 +117,7 @@ def in_one_launch(node: Node) -> bool:
     return node.op.name == "conv_channels_last" and plain and len(node.inputs) < 5
 
 
-@kernel(OPS["conv_channels_last"], "cupy", when=_suits, bind=True, workspace=_workspace)
+@kernel(OPS["conv_channels_last"], "cupy", when=_suits, bind=True, workspace=_workspace, measures=True)
 def _(
     site: Site,
     out: Any,
@@ -148,7 +148,7 @@ def _(
     return one(steps + _finished(site, out, bias, residual, gate, activation, alpha, beta))
 
 
-@kernel(OPS["conv_transpose_channels_last"], "cupy", when=_transposable, bind=True, workspace=_workspace)
+@kernel(OPS["conv_transpose_channels_last"], "cupy", when=_transposable, bind=True, workspace=_workspace, measures=True)
 def _(
     site: Site,
     out: Any,
@@ -179,7 +179,7 @@ def _weights(node: Node) -> tuple[TensorType, ...]:
     return (*_workspace(node), *([] if math.prod(node.attrs["kernel"]) == 1 else [node.types[0]]))
 
 
-@kernel(OPS["conv_weight_gradient_channels_last"], "cupy", when=_suits, bind=True, workspace=_weights)
+@kernel(OPS["conv_weight_gradient_channels_last"], "cupy", when=_suits, bind=True, workspace=_weights, measures=True)
 def _(site: Site, out: Any, x: Any, dy: Any, *, kernel: Any, strides: Any, pads: Any, dilations: Any, group: int) -> Launch:
     windows = Windows(strides, pads, dilations)
     attrs = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": group}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import functools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +18,56 @@ WINDOW = 64
 """Groups of launches that one may move ahead of."""
 
 
+AT_ONCE = 16
+"""Kernels that are compiled at a time, on as many processors as there are."""
+
+
+class Compiling:
+    """A kernel that other threads compile, or load if its code is on disk; whoever launches it first waits for that.
+
+    A plan makes all its launches before the first of them is due, and the compiler lets go of Python's lock.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        import cupy
+
+        device = cupy.cuda.runtime.getDevice()
+
+        def compile() -> None:
+            with cupy.cuda.Device(device):
+                kernel.compile()
+
+        self._kernel = kernel
+        self._made: Future[None] | None = _compilers().submit(compile)
+        _underway.add(self._made)
+        self._made.add_done_callback(_underway.discard)
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        if self._made is not None:
+            self._made.result()
+            self._made = None
+        self._kernel(grid, block, arguments)
+
+
+_underway: set[Future[None]] = set()
+
+
+def settle() -> None:
+    """Wait until nothing is being compiled: it would show in what is timed."""
+    wait(tuple(_underway))
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1), "flamert-compiler")
+
+
 @functools.lru_cache(1024)
-def compiled(source: str, name: str) -> Any:
-    """A kernel, compiled when it is first launched, unless its code is on disk."""
+def compiled(source: str, name: str) -> Compiling:
+    """A kernel to launch; that it is compiled begins now."""
     import cupy
 
-    return cupy.RawKernel(source, name, ("-std=c++17", "--ftz=false"))
+    return Compiling(cupy.RawKernel(source, name, ("-std=c++17", "--ftz=false")))
 
 
 def extent(x: Any) -> Extent:
