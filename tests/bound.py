@@ -21,6 +21,9 @@ class Array(Memory):
     def __getitem__(self, where):
         return Array(self.array[(*where, ...) if isinstance(where, tuple) else (where, ...)])
 
+    def __float__(self):
+        return float(self.array)
+
     def __len__(self):
         return len(self.array)
 

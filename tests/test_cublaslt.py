@@ -1,5 +1,6 @@
 """What cuBLASLt is told of products, by a library that only listens: how they lie, what they end with, and what is kept."""
 
+import ctypes
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +18,13 @@ NAMES["MatmulPreference"] |= {5: "a", 6: "b", 7: "c", 8: "d"}
 
 
 class Listening:
-    """A library that has two algorithms for everything, and notes what it is told. refused: epilogues that it has none for."""
+    """A library that has two algorithms for everything, and notes what it is told. refused: epilogues that it has none for.
+
+    sums: what algorithms leave in a product's first element.
+    """
 
     def __init__(self, refused=()):
+        self.sums = {}
         self.refused, self.told, self.launched, self.kinds, self.factors = refused, [], [], [], []
 
     def __getattr__(self, name):
@@ -50,6 +55,8 @@ class Listening:
     def cublasLtMatmul(self, *arguments):
         self.factors.append(arguments[2]._obj.value)
         self.launched.append((arguments[10].value, arguments[12]._obj.algorithm[0]))
+        if self.launched[-1][1] in self.sums:
+            ctypes.c_float.from_address(arguments[10].value).value = self.sums[self.launched[-1][1]]
         return 0
 
 
@@ -76,8 +83,12 @@ def memory(*shape, skipped=0, dtype=np.float32):
 class Xp:
     """As much of an array module as binding needs."""
 
-    empty = staticmethod(zeros)
+    empty = zeros = staticmethod(zeros)
     cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
+
+    @staticmethod
+    def full(n, number, dtype):
+        return Array(np.full(n, number, dtype))
 
     @staticmethod
     def broadcast_to(x, shape):
@@ -187,3 +198,38 @@ def test_a_product_of_halves_can_be_written_wider(library):
     assert library.factors[-1] == 0.25 and library.told[-1]["bias"] == bias.__array_interface__["data"][0]
     node = node_of("wide_matmul", [a, b], {"to": dtypes.float64})
     assert node.op.kernel_for(node, "cupy", hot=True) is None
+
+
+UP, DOWN = 16 * (1 + 2**-9), 16.0
+"""Sums of sixteen products whose operands were rounded up, and cut off."""
+
+
+@pytest.mark.parametrize(("sums", "tried"), [({1: UP, 2: DOWN}, [1]), ({1: DOWN, 2: UP}, [2]), ({1: DOWN, 2: DOWN}, [1, 2])])
+def test_algorithms_that_cut_operands_off_are_left_out(library, monkeypatch, sums, tried):
+    """Where there are others; without a bias among what they are judged by."""
+    library.sums = sums
+    a, b, bias = memory(8, 16), memory(16, 8), memory(8)
+    there = bias.__array_interface__["data"][0]
+    calls = []
+    monkeypatch.setattr(linear, "fastest", lambda found: calls.extend(found) or len(found) - 1)
+    bind("linear", [a, b, bias], memory(8, 8), {}, tf32=True)
+    [told] = [t for t in library.told if "bias" in t][:1]
+    assert told["bias"] == there
+    library.launched.clear()
+    for call in calls[: len(tried)]:
+        call()
+    assert [algorithm for _, algorithm in library.launched] == tried
+    library.told.clear()
+    library.told.append({})
+    bind("linear", [a, b, bias], memory(8, 8), {})
+    assert len(library.choices.made) == 2, "what was measured of others does not count"
+
+
+def test_a_bias_is_set_aside_and_comes_back(library):
+    bias = memory(8)
+    lies = cublaslt.Matrix(8, 8, 8, False, 0)
+    product = cublaslt.Product(lies, lies, 1, dtypes.float32, tf32=True, device=0, bias=bias.__array_interface__["data"][0])
+    was = library.told[-1]["bias"]
+    with product.without_bias(Xp):
+        assert library.told[-1]["bias"] != was
+    assert library.told[-1]["bias"] == was

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,6 +121,7 @@ class Product:
         # Row-major D = A·B is column-major Dᵀ = Bᵀ·Aᵀ: cuBLASLt is given B first.
         self._set("MatmulDesc", self._desc, _TRANSA, ctypes.c_int32(b.transposed))
         self._set("MatmulDesc", self._desc, _TRANSB, ctypes.c_int32(a.transposed))
+        self._bias, self._columns = bias, b.columns
         if bias is not None:
             # Columns of D are what cuBLASLt calls rows, to each of which it adds one number.
             self._set("MatmulDesc", self._desc, _EPILOGUE, ctypes.c_int32(_EPILOGUES[activation]))
@@ -163,6 +166,18 @@ class Product:
         self._lib.cublasLtMatmulPreferenceDestroy(preference)
         _check(status or (0 if count.value else 15), "heuristic")
         return list(found[: count.value])
+
+    @contextlib.contextmanager
+    def without_bias(self, xp: Any) -> Iterator[None]:
+        """Launches add zeros in this block."""
+        if self._bias is not None:
+            zeros = xp.zeros(self._columns, np.float64)  # of any type
+            self._set("MatmulDesc", self._desc, _BIAS, ctypes.c_uint64(zeros.data.ptr))
+        try:
+            yield
+        finally:
+            if self._bias is not None:
+                self._set("MatmulDesc", self._desc, _BIAS, ctypes.c_uint64(self._bias))
 
     def recall(self, chosen: str) -> None:
         """Take an algorithm that was chosen before: its contents in hex."""

@@ -45,7 +45,7 @@ def multiplier(site: Site, a: Any, b: Any, out: Any, tuned: bool) -> Multiply:
         return lambda: product(a.data.ptr, b.data.ptr, out.data.ptr, work, current().ptr)
 
     if tuned and not site.device.deterministic:
-        linear.fastest_way([linear.Way(product, (a, b), out, site.work[0], current)])
+        linear.fastest_way([linear.Way(product, (a, b), out, site.work[0], current)], site.xp)
     return multiply
 
 
