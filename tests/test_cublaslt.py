@@ -233,3 +233,15 @@ def test_a_bias_is_set_aside_and_comes_back(library):
     with product.without_bias(Xp):
         assert library.told[-1]["bias"] != was
     assert library.told[-1]["bias"] == was
+
+
+def test_what_cannot_be_tried_for_want_of_memory_is_not(library, monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(Xp, "full", full)
+    library.sums = {1: DOWN, 2: UP}
+    tried = []
+    monkeypatch.setattr(linear, "fastest", lambda calls: tried.extend(calls) or 0)
+    bind("matmul", [memory(8, 16), memory(16, 8)], memory(8, 8), tf32=True)
+    assert len(tried) >= 2

@@ -249,7 +249,10 @@ def rounding(way: Way, xp: Any) -> list[Any]:
     product, found = way.product, []
     if not product.tf32:
         return product.candidates
-    a, b = (xp.full((end - start) // 4, TIE, np.float32) for start, end in map(extent, way.operands))
+    try:
+        a, b = (xp.full((end - start) // 4, TIE, np.float32) for start, end in map(extent, way.operands))
+    except MemoryError:
+        return product.candidates
     for algorithm in product.candidates:
         product.algorithm = algorithm
         try:
