@@ -41,8 +41,8 @@ def available_memory() -> int:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return min(int(line.split()[1]) * 1024, physical_memory())
-    except OSError:
-        pass
+    except OSError:  # other systems do not tell so
+        return physical_memory()
     return physical_memory()
 
 

@@ -292,14 +292,21 @@ def test_matrices_that_are_laid_have_other_readers_and_their_places_in_the_file(
 def test_results_that_leave_as_float32_are_made_so(sliced):
     def build(x, w):
         y = ops.matmul(x, w)
-        return ops.cast(narrow(y, -1, 0, 7) if sliced else y, to=F32)
+        return ops.cast(narrow(y, -1, 0, 15) if sliced else y, to=F32)
 
-    graph, arrays = graph_of(build, TensorType((2, 4, 8), BF16), TensorType((8, 8), BF16))
+    graph, arrays = graph_of(build, TensorType((2, 4, 8), BF16), TensorType((8, 16), BF16))
     after = widen_results(graph)
     assert count(after)["wide_matmul"] == 1 and not {"matmul", "cast"} & set(count(after))
     [old], [new] = (evaluate(x.outputs, dict(zip(graph.inputs, arrays, strict=True))) for x in (graph, after))
     exact = (arrays[0].astype(np.float64) @ arrays[1].astype(np.float64))[..., : old.shape[-1]]
     assert np.abs(new - exact).max() < 1e-5 < np.abs(old - exact).max()
+
+
+def test_a_few_columns_of_a_product_are_not_worth_all_of_it():
+    """Scores of the last position alone, say."""
+    x, w = (g.input(TensorType(s, BF16)) for s in ((2, 40, 8), (8, 8)))
+    y = ops.slice(ops.matmul(x, w), starts=(0, 39, 0), sizes=(2, 1, 8), steps=(1, 1, 1))
+    assert count(widen_results(g.Graph([x, w], [ops.cast(y, to=F32)])))["wide_matmul"] == 0
 
 
 @pytest.mark.parametrize("also", ["half", "more", "activation", "double"])

@@ -9,11 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flamert.graph import CONSTANT, Node, Value
+from flamert.graph import CONSTANT, Graph, Node, Value
 from flamert.ops.evaluate import value_of
-
-DEPTH = 12
-"""Nodes in a row that are looked through."""
 
 
 class Bound(NamedTuple):
@@ -23,16 +20,21 @@ class Bound(NamedTuple):
     norm: float
 
 
-def bound_of(value: Value, depth: int = DEPTH) -> Bound | None:
-    """A bound of a floating Value that holds for all inputs, NaN aside; None where nothing is known."""
-    node = value.node
-    if node.known:
-        return known_bound(value)
-    rule = RULES.get(node.op.name) if depth else None
-    found = rule(node, depth - 1) if rule is not None else None
-    if found is None:
-        return None
-    return Bound(found.most, min(found.norm, found.most * math.sqrt(value.shape[-1] if value.rank else 1)))
+def bounds_of(graph: Graph) -> dict[Value, Bound]:
+    """Bounds, NaN aside, that hold for all inputs, of Values that are not known; only of those that anything is known of."""
+    found: dict[Value, Bound] = {}
+
+    def at(v: Value | None) -> Bound | None:
+        return None if v is None else known_bound(v) if v.node.known else found.get(v)
+
+    for node in graph.nodes:
+        rule = None if node.known else RULES.get(node.op.name)
+        bound = None if rule is None else rule(node, at)
+        if bound is not None:
+            value = node.outputs[0]
+            root = math.sqrt(value.shape[-1] if value.rank else 1)
+            found[value] = Bound(bound.most, min(bound.norm, bound.most * root))
+    return found
 
 
 _measured: dict[int, tuple[Bound, Bound]] = {}
@@ -64,26 +66,29 @@ def _bounds(array: np.ndarray) -> tuple[Bound, Bound]:
     return rows, columns
 
 
-def _first(node: Node, depth: int) -> Bound | None:
-    x = node.inputs[0]
-    return None if x is None else bound_of(x, depth)
+At = Callable[["Value | None"], "Bound | None"]
+"""What is known of an operand."""
 
 
-def _unit(node: Node, depth: int) -> Bound:
+def _first(node: Node, at: At) -> Bound | None:
+    return at(node.inputs[0])
+
+
+def _unit(node: Node, at: At) -> Bound:
     """Nothing it returns is larger than 1."""
     return Bound(1.0, math.inf)
 
 
-def _moved(node: Node, depth: int) -> Bound | None:
+def _moved(node: Node, at: At) -> Bound | None:
     """Elements of the operand in another order, or some of them, with rows kept only where the last axis is."""
-    x, found = node.inputs[0], _first(node, depth)
+    x, found = node.inputs[0], at(node.inputs[0])
     if x is None or found is None:
         return None
     kept = node.op.name == "reshape" and x.shape[-1:] == node.types[0].shape[-1:]
     return found if kept else Bound(found.most, math.inf)
 
 
-def _norm(node: Node, depth: int) -> Bound | None:
+def _norm(node: Node, at: At) -> Bound | None:
     """Of n elements with mean square 1 none is larger than √n; then come a scale and a bias that are known."""
     x, scale, bias = (*node.inputs, None, None)[:3]
     assert x is not None
@@ -96,11 +101,11 @@ def _norm(node: Node, depth: int) -> Bound | None:
     return Bound(root * factor + offset.most, root * factor + offset.norm)
 
 
-def _product(node: Node, depth: int) -> Bound | None:
+def _product(node: Node, at: At) -> Bound | None:
     """Cauchy and Schwarz: a row's norm times the largest of a known matrix's columns."""
-    _, b, bias = (*node.inputs, None)[:3]
+    a, b, bias = (*node.inputs, None)[:3]
     assert b is not None
-    found = _first(node, depth)
+    found = at(a)
     plain = len(node.inputs) < 4 and not node.attrs.get("activation")
     if found is None or not plain or b.rank != 2 or not b.node.known or (bias is not None and not bias.node.known):
         return None
@@ -108,13 +113,13 @@ def _product(node: Node, depth: int) -> Bound | None:
     return Bound(found.norm * known_bound(b, turned=True).norm + offset, math.inf)
 
 
-def _sum(node: Node, depth: int) -> Bound | None:
-    parts = [None if v is None else bound_of(v, depth) for v in node.inputs]
+def _sum(node: Node, at: At) -> Bound | None:
+    parts = [at(v) for v in node.inputs]
     known = [p for p in parts if p is not None]
     return Bound(sum(p.most for p in known), math.inf) if len(known) == len(parts) else None
 
 
-RULES: dict[str, Callable[[Node, int], Bound | None]] = {
+RULES: dict[str, Callable[[Node, At], Bound | None]] = {
     "layer_norm": _norm,
     "rms_norm": _norm,
     "matmul": _product,
@@ -125,4 +130,4 @@ RULES: dict[str, Callable[[Node, int], Bound | None]] = {
     **dict.fromkeys(("relu", "gelu", "gelu_tanh", "swish", "hard_swish", "abs", "neg"), _first),
     **dict.fromkeys(("reshape", "transpose", "slice", "expand"), _moved),
 }
-"""(node, how much deeper to look) → a bound of its result. Functions of one operand here return nothing larger than that."""
+"""(node, bounds of operands) → a bound of its result. Functions of one operand here return nothing larger than that."""

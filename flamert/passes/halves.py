@@ -10,7 +10,7 @@ from flamert import ops
 from flamert.dtypes import float16, float32
 from flamert.graph import Graph, Node, Value, constant
 from flamert.ops.folding import Folding
-from flamert.passes.bounds import bound_of
+from flamert.passes.bounds import bounds_of, known_bound
 from flamert.rewrite import rebuild
 
 TOP = 15
@@ -31,17 +31,22 @@ def halve_products(graph: Graph, cache: dict[Any, Any], eligible: Callable[[Node
     Products of halves are exact in float32, which they are added up in, as with TF32. a must come from a norm or an elementwise
     op (eligible), whose kernel then writes the half. cache: as for `fold`.
     """
-    folding, keys = cache.setdefault(Folding, Folding()), dict[Node, Hashable]()
+    if not any(map(_suits, graph.nodes)):
+        return graph
+    folding, keys, bounds = cache.setdefault(Folding, Folding()), dict[Node, Hashable](), bounds_of(graph)
 
     def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
         if not _suits(node) or not _is_made(node.inputs[0], eligible):
             return None
         a, b, bias = (*inputs, None)[:3]
-        assert a is not None and b is not None
-        most, largest = (bound_of(v) for v in node.inputs[:2] if v is not None)
-        if most is None or largest is None or not all(0 < m.most < math.inf for m in (most, largest)):
+        x, w = node.inputs[:2]
+        assert a is not None and b is not None and x is not None and w is not None
+        if x not in bounds:
             return None
-        i, j = (TOP - math.frexp(m.most)[1] for m in (most, largest))
+        most = bounds[x].most, known_bound(w).most
+        if not all(0 < m < math.inf for m in most):
+            return None
+        i, j = (TOP - math.frexp(m)[1] for m in most)
         left, right = (ops.cast(v * math.ldexp(1.0, power), to=float16) for v, power in ((a, i), (b, j)))
         right = constant(folding.array(right, keys))
         return (ops.wide_matmul(left, right, bias, to=float32, scale=math.ldexp(1.0, -i - j)),)

@@ -14,6 +14,9 @@ from flamert.ops.fused import ACTIVATIONS
 from flamert.ops.shape import narrow
 from flamert.rewrite import rebuild, substitute
 
+MOSTLY = 0.9
+"""How much of a product must be a result for all of it to be written wider."""
+
 
 def turn_products(graph: Graph) -> Graph:
     """(a · b)ᵀ = bᵀ · aᵀ, where nobody reads a · b itself and neither is a constant, which would be packed for good."""
@@ -160,7 +163,10 @@ def align_products(graph: Graph) -> Graph:
 
 
 def widen_results(graph: Graph) -> Graph:
-    """Products of halves that nobody gets but as float32, as results of the graph, are written so: a pass over memory less."""
+    """Products of halves that nobody gets but as float32, as results of the graph, are written so: a pass over memory less.
+
+    Or all but a few columns of them are got: those of zeros, say, that make a product even.
+    """
     count, returned = uses(graph), set(graph.outputs)
 
     def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
@@ -172,6 +178,8 @@ def widen_results(graph: Graph) -> Graph:
             view, old, new = old.node.attrs, old.node.inputs[0], new.node.inputs[0]
             assert old is not None and new is not None
         if old.node.op is not ops.matmul or old.dtype not in HALF or count[old] > 1 or count[node.outputs[0]] > 1:
+            return None
+        if node.types[0].size < MOSTLY * old.type.size:
             return None
         y = ops.wide_matmul(*new.node.inputs, to=float32)
         return (y if view is None else ops.slice(y, **view),)

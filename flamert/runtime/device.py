@@ -58,7 +58,7 @@ class Device:
         try:
             return make()
         except MemoryError:
-            pass
+            pass  # and on with it out here: the error holds on to what `make` had
         self.reclaim()
         try:
             return make()

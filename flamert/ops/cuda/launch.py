@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -33,12 +33,12 @@ class Compiling:
 
         device = cupy.cuda.runtime.getDevice()
 
-        def compile() -> None:
+        def make() -> None:
             with cupy.cuda.Device(device):
                 kernel.compile()
 
         self._kernel = kernel
-        self._made: Future[None] | None = _compilers().submit(compile)
+        self._made: Future[None] | None = _compilers().submit(make)
         _underway.add(self._made)
         self._made.add_done_callback(_underway.discard)
 
@@ -76,6 +76,11 @@ def extent(x: Any) -> Extent:
         return x.data.ptr, x.data.ptr
     spans = [(d - 1) * s for d, s in zip(x.shape, x.strides, strict=True)]
     return x.data.ptr + sum(s for s in spans if s < 0), x.data.ptr + sum(s for s in spans if s > 0) + x.itemsize
+
+
+def meet(some: Iterable[Extent], others: Collection[Extent]) -> bool:
+    """Whether any of the first have an address in common with any of the others."""
+    return any(start < end and first < last for start, last in some for first, end in others)
 
 
 def _address(x: Any) -> int | None:
@@ -125,7 +130,7 @@ class Launch:
 
     def reads_of(self, other: Launch) -> bool:
         """Whether it reads what another one writes."""
-        return any(start < end and first < last for start, last in self.reads for first, end in other.writes)
+        return meet(self.reads, other.writes)
 
     def onto(self, address: int, result: Any) -> Launch:
         """This launch with another array in the place of the one there."""

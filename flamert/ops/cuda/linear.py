@@ -15,7 +15,7 @@ from flamert.errors import DeviceError
 from flamert.graph import Node, TensorType
 from flamert.ops.cuda.copy import copier
 from flamert.ops.cuda.cublaslt import ACTIVATIONS, MOST_ALIGNED, WORKSPACE_BYTES, Matrix, Product, version
-from flamert.ops.cuda.launch import Extent, Launch, extent
+from flamert.ops.cuda.launch import Extent, Launch, extent, meet
 from flamert.ops.cuda.pointwise import launch
 from flamert.ops.cuda.tuning import choices, fastest
 from flamert.ops.fused import linear, wide_matmul
@@ -167,7 +167,7 @@ class Way:
 
     def reads_of(self, other: Any) -> bool:
         """Whether it reads what another call writes."""
-        return any(start < end and first < last for start, last in self.reads for first, end in other.writes)
+        return meet(self.reads, other.writes)
 
     def onto(self, address: int, result: Any) -> Way:
         """This way to another array, which lies as the result does."""
@@ -241,7 +241,7 @@ TIE = 1 + 2.0**-11 + 2.0**-12
 
 def rounding(way: Way, xp: Any) -> list[Any]:
     """Algorithms for a product in TF32 that round its operands, and do not cut off what there is no room for; all of them where
-    none does, or where it cannot be tried.
+    none does, or where no memory is left to try them in.
 
     What is cut off makes every product smaller, by 2⁻¹¹ on average, and so all that is made of it from layer to layer; what is
     rounded errs either way.
@@ -259,7 +259,7 @@ def rounding(way: Way, xp: Any) -> list[Any]:
             with product.without_bias(xp):
                 product(a.data.ptr, b.data.ptr, way.out.data.ptr, way.work.data.ptr, way.stream().ptr)
                 mean = float(way.out[(0,) * way.out.ndim]) / way.operands[0].shape[-1]
-        except Exception:  # `fastest` says what is wrong with it, if nothing else works
+        except DeviceError:  # cuBLASLt takes it back; `fastest` says so where nothing else works
             continue
         if mean > 1 + 2.0**-10:
             found.append(algorithm)
