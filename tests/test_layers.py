@@ -13,7 +13,7 @@ FILES = sorted(p for p in (ROOT / "flamert").rglob("*.py"))
 LOWEST = {"about", "dtypes", "errors", "files", "limits", "graph"}
 OPS = LOWEST | {"rewrite", "ops"}
 RUNTIME = OPS | {"runtime"}
-MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "origin", "model", "profile", "summary"}
+MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "origin", "params", "model", "profile", "summary"}
 MODEL |= {"adapters", "buckets", "safetensors", "training_info"}
 # `importers` sees `exporters` because a model's origin is what saves it.
 ALLOWED = {
@@ -27,6 +27,7 @@ ALLOWED = {
     "feeds": RUNTIME | {"feeds"},
     "differentiate": MODEL,
     "origin": RUNTIME | {"feeds", "origin"},
+    "params": RUNTIME | {"feeds", "origin", "params"},
     "buckets": RUNTIME | {"feeds", "buckets"},
     "model": MODEL,
     "profile": MODEL,
