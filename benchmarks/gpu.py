@@ -7,12 +7,12 @@ Every row is one network, batch and precision, in a process of its own. All runt
 data there and take turns; times are medians by CUDA events. With --together several rows are prepared at a time, which takes
 processors minutes, and timed one after another, while the others wait. float32 means TF32 products for all. The floor is
 arithmetic at 790 TFLOP/s (TF32: half of that), and for training what an optimizer must move at 4.3 TB/s on top; for inference
-it is no less than the time to read the weights once. Errors are relative to PyTorch in float64: of outputs, or of the loss
-and of the gradients of a few weights. Peak memory and the time of the first call come from processes of each runtime's own,
-with caches of their own: one that finds them empty, and one that finds what the first has left there. That time begins with
-the network in host memory, a module or a file, and the runtime imported, and ends with the first result. With --no-memory the
-table has what each runtime's allocator holds, in the row's process; with --only-memory nothing else is found out, by each
-runtime in a process of its own, --together of them at a time.
+it is no less than the time to read the weights once. Errors are relative to PyTorch in float64: of outputs or losses, for many
+inputs where each gives few numbers, and of the gradients of a few weights. Peak memory and the time of the first call come from
+processes of each runtime's own, with caches of their own: one that finds them empty, and one that finds what the first has
+left there. That time begins with the network in host memory, a module or a file, and the runtime imported, and ends with the
+first result. With --no-memory the table has what each runtime's allocator holds, in the row's process; with --only-memory
+nothing else is found out, by each runtime in a process of its own, --together of them at a time.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,15 @@ ADAM_BYTES, MOMENTUM_BYTES = 28, 20
 RATE = 2.0**10
 """Learning rate of the step that gradients are read off: so large that the difference of the weights has their digits."""
 
+NUMBERS = 256
+"""How many numbers errors are found over, if that takes no more draws than `DRAWS`: of a few alone they are luck."""
+
+DRAWS = {"infer": 64, "train": 32}
+"""How many inputs results are compared for, at most; of training each gives one number, the loss."""
+
+Draw = tuple[tuple[Any, ...], Any]
+"""Inputs and targets, on the host."""
+
 
 class Task(NamedTuple):
     """One row's work."""
@@ -52,16 +62,28 @@ class Task(NamedTuple):
 
         torch.manual_seed(0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-        module = self.network.make().train(self.train)
-        example = self.network.draw(torch, self.batch)
-        return module, example, self.network.labels(torch, example)
+        return self.network.make().train(self.train), *_draw(self.name, self.batch, 0)
+
+
+@functools.cache
+def _draw(name: str, batch: int, number: int) -> Draw:
+    """Inputs and targets by number. Number 0 is what is timed."""
+    import torch
+
+    torch.manual_seed(1 + number)
+    example = NETWORKS[name].draw(torch, batch)
+    return example, NETWORKS[name].labels(torch, example)
 
 
 class Contender(NamedTuple):
-    """A runtime that is ready: one step, and gradients by name, before the first step or right after it."""
+    """A runtime that is ready.
+
+    step: what is timed. judge: (draws, names) → outputs or losses of the network as it was at first, of each draw, and the
+    gradients of the first one's loss by those names. Before the first step.
+    """
 
     step: Callable[[], Any]
-    gradients: Callable[[Sequence[str]], dict[str, np.ndarray]]
+    judge: Callable[[Sequence[Draw], Sequence[str]], tuple[list[np.ndarray], dict[str, np.ndarray]]]
 
 
 Ready = Callable[[], Contender]
@@ -78,6 +100,7 @@ def _loaded(task: Task, file: Any, example: tuple[np.ndarray, ...], labels: np.n
     import cupy
 
     import flamert as fr
+    from flamert import ops
 
     network = task.network
     xs, t = tuple(map(cupy.asarray, example)), cupy.asarray(labels)
@@ -86,28 +109,34 @@ def _loaded(task: Task, file: Any, example: tuple[np.ndarray, ...], labels: np.n
         half = None if task.train or task.precision == "fp32" else task.precision
         return fr.load(file, device="cuda", allow_tf32=True, precision=half)
 
-    def gradients(names: Sequence[str]) -> dict[str, np.ndarray]:
+    def outputs(draws: Sequence[Draw], names: Sequence[str]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        return [_array(model(*(x.numpy() for x in given))) for given, _ in draws], {}
+
+    def losses(draws: Sequence[Draw], names: Sequence[str]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        """Of a network that stands still but for a last step, on the first draw, which gradients are read off."""
         taught = load()
         before = {name: taught.params[name].astype(np.float64) for name in names}
-        once = fr.Trainer(taught, our_loss(network), fr.optim.SGD(RATE), precision=task.precision)
-        once.step(xs, t)
-        return {name: (before[name] - taught.params[name]) / RATE for name in names}
+        rate = fr.optim.Schedule(lambda step: ops.relu(step - (len(draws) - 1.0)) * RATE, "0, then one step's")
+        once = fr.Trainer(taught, our_loss(network), fr.optim.SGD(rate), precision=task.precision)
+        given = [(tuple(x.numpy() for x in xs), t.numpy()) for xs, t in (*draws, draws[0])]
+        found = [_array(once.step(*draw)) for draw in given][:-1]
+        return found, {name: (before[name] - taught.params[name]) / RATE for name in names}
 
     model = load()
     if not task.train:
-        return Contender(lambda: model(*xs), gradients)
+        return Contender(lambda: model(*xs), outputs)
     optimizer = fr.optim.AdamW(1e-4) if network.adaptive else fr.optim.SGD(0.01, momentum=0.9)
     trainer = fr.Trainer(model, our_loss(network), optimizer, precision=task.precision)
-    return Contender(lambda: trainer.step(xs, t), gradients)
+    return Contender(lambda: trainer.step(xs, t), losses)
 
 
 def _torchs(task: Task, compiled: str | None, module: Any, example: tuple[Any, ...], labels: Any) -> Contender:
     import torch
 
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(task.precision)
-    module, xs, t = module.cuda(), tuple(x.cuda() for x in example), labels.cuda()
+    module = module.cuda()
     if not task.train and half is not None:
-        module, xs = module.to(half), tuple(x.to(half) if x.is_floating_point() else x for x in xs)
+        module = module.to(half)
     run = torch.compile(module, mode=compiled) if compiled else module
     settings = {"params": module.parameters(), "fused": True}
     if task.network.adaptive:
@@ -115,22 +144,35 @@ def _torchs(task: Task, compiled: str | None, module: Any, example: tuple[Any, .
     else:
         optimizer = torch.optim.SGD(**settings, lr=0.01, momentum=0.9)
 
-    def infer() -> Any:
+    def there(xs: tuple[Any, ...], t: Any) -> Draw:
+        cast = half is not None and not task.train
+        return tuple(x.cuda().to(half) if cast and x.is_floating_point() else x.cuda() for x in xs), t.cuda()
+
+    def infer(xs: tuple[Any, ...]) -> Any:
         with torch.inference_mode():
             return run(*xs)
 
-    def step() -> Any:
+    def slopes(xs: tuple[Any, ...], t: Any) -> Any:
         with torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
             loss = torch_loss(task.network, run(*xs), t)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        return loss
+
+    def step() -> Any:
+        loss = slopes(xs, t)
         optimizer.step()
         return loss
 
-    def gradients(names: Sequence[str]) -> dict[str, np.ndarray]:
-        return {name: _array(module.get_parameter(name).grad) for name in names}
+    def outputs(draws: Sequence[Draw], names: Sequence[str]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        return [_array(infer(there(*draw)[0])) for draw in draws], {}
 
-    return Contender(step if task.train else infer, gradients)
+    def losses(draws: Sequence[Draw], names: Sequence[str]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        found = [_array(slopes(*there(*draw))) for draw in reversed(draws)]
+        return found[::-1], {name: _array(module.get_parameter(name).grad) for name in names}
+
+    xs, t = there(example, labels)
+    return Contender(step, losses) if task.train else Contender(lambda: infer(xs), outputs)
 
 
 def entered(task: Task, runtime: str) -> Ready:
@@ -173,37 +215,51 @@ def _array(result: Any) -> np.ndarray:
     return np.asarray(result if isinstance(result, np.ndarray) else float(result), np.float64)
 
 
+class Exact(NamedTuple):
+    """What float64 gives: outputs or losses, and the gradients of a few weights from the first layer to the last."""
+
+    draws: list[Draw]
+    results: list[np.ndarray]
+    gradients: dict[str, np.ndarray]
+
+
 @functools.cache
-def _reference(name: str, mode: str, batch: int, where: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What float64 gives: the output; or the loss, and the gradients of a few weights from the first layer to the last."""
+def _reference(name: str, mode: str, batch: int, where: str) -> Exact:
     import torch
 
     task = Task(name, mode, "fp32", batch)
-    module, example, labels = task.drawn()
-    module = module.double().to(where)
-    example = tuple(x.double().to(where) if x.is_floating_point() else x.to(where) for x in example)
+    module = task.drawn()[0].double().to(where)
+
+    def made(number: int) -> Any:
+        xs, t = _draw(name, batch, number)
+        y = module(*(x.double().to(where) if x.is_floating_point() else x.to(where) for x in xs))
+        return torch_loss(task.network, y, t.to(where)) if task.train else y
+
     with torch.set_grad_enabled(task.train):
-        y = module(*example)
-        if not task.train:
-            return _array(y), {}
-        loss = torch_loss(task.network, y, labels.to(where))
-        loss.backward()
-    named = [n for n, p in module.named_parameters() if p.ndim > 1 and "lstm" not in n]  # exporters turn those of an LSTM
-    chosen = dict.fromkeys(named[round(i * (len(named) - 1) / 3)] for i in range(4))
-    return _array(loss), {n: _array(module.get_parameter(n).grad) for n in chosen}
+        first = made(0)
+    gradients: dict[str, np.ndarray] = {}
+    if task.train:
+        first.backward()
+        named = [n for n, p in module.named_parameters() if p.ndim > 1 and "lstm" not in n]  # exporters turn those of an LSTM
+        chosen = dict.fromkeys(named[round(i * (len(named) - 1) / 3)] for i in range(4))
+        gradients = {n: _array(module.get_parameter(n).grad) for n in chosen}
+    count = min(DRAWS[mode], -(-NUMBERS // first.numel()))
+    with torch.no_grad():
+        results = [_array(first), *(_array(made(i)) for i in range(1, count))]
+    return Exact([_draw(name, batch, i) for i in range(count)], results, gradients)
 
 
-def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+def _apart(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    norms = (math.sqrt(sum(float(np.vdot(x, x)) for x in xs)) for xs in (map(np.subtract, found, wanted), wanted))
+    return next(norms) / next(norms)
 
 
-def errors(task: Task, runtime: str, contender: Contender, where: str) -> dict[str, Any]:
-    """Relative errors of a runtime's first result, and of gradients here and in PyTorch as it is. Takes one step."""
-    wanted, slopes = _reference(task.name, task.mode, task.batch, where)
-    row: dict[str, Any] = {f"{runtime}_error": _apart(_array(contender.step()), wanted)}
-    if slopes and runtime in ("flamert", "eager"):
-        found = contender.gradients(list(slopes))
-        row[f"{runtime}_gradients"] = {n: _apart(found[n], want) for n, want in slopes.items()}
+def errors(runtime: str, contender: Contender, exact: Exact) -> dict[str, Any]:
+    """Relative errors of a runtime's results, and for training of its gradients."""
+    results, gradients = contender.judge(exact.draws, list(exact.gradients))
+    row: dict[str, Any] = {f"{runtime}_error": _apart(results, exact.results)}
+    if gradients:
+        row[f"{runtime}_gradients"] = {n: _apart([gradients[n]], [want]) for n, want in exact.gradients.items()}
     return row
 
 
@@ -263,7 +319,7 @@ def measured(task: Task, runtimes: Sequence[str], reference: str | None, ready: 
         before = allocated(runtime)
         found[runtime] = entered(task, runtime)()
         if reference:
-            row |= errors(task, runtime, found[runtime], reference)
+            row |= errors(runtime, found[runtime], _reference(task.name, task.mode, task.batch, reference))
         trim()
         for _ in range(WARM):
             found[runtime].step()

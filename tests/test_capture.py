@@ -76,24 +76,34 @@ def test_training_is_recorded_and_the_same():
         np.testing.assert_array_equal(array, same[name], err_msg=name)
 
 
+def flat(free_before_and_after):
+    """Whether the GPU has as much room after many steps as before: in one of three tries, as others may use it too."""
+    return any(after >= before - (2 << 20) for before, after in (free_before_and_after() for _ in range(3)))
+
+
 def test_memory_stays_flat_and_is_given_back():
-    cupy = device("cuda").xp
-    pool = cupy.get_default_memory_pool()
-    gc.collect()
-    before = pool.used_bytes()
-    plan = Plan(network(), device("cuda"), hot=True)
-    x = fed(0)
-    for _ in range(10):
-        plan(x)
-    pool.free_all_blocks()
-    free = cupy.cuda.Device().mem_info[0]
-    for _ in range(2000):
-        plan(x)
-    cupy.cuda.Device().synchronize()
-    assert cupy.cuda.Device().mem_info[0] >= free - (1 << 21)
-    del plan, x
-    gc.collect()
-    assert pool.used_bytes() <= before
+    on = device("cuda")
+    pool = on.xp.get_default_memory_pool()
+
+    def life(steps):
+        """The GPU's room after a plan's first runs and after its last, and what is in use when it is gone."""
+        plan, x = Plan(network(), on, hot=True), fed(0)
+        found = []
+        for count in (10, steps):
+            for _ in range(count):
+                plan(x)
+            on.synchronize()
+            pool.free_all_blocks()
+            found.append(on.room()[0])
+        del plan, x
+        gc.collect()
+        used.append(pool.used_bytes())
+        return found
+
+    used = []
+    life(1)  # libraries are loaded, and keep what they need
+    assert flat(lambda: life(2000))
+    assert used[-1] <= used[0]
 
 
 def test_what_cannot_be_recorded_says_why():
@@ -161,12 +171,19 @@ def test_training_leaves_memory_flat_and_gives_it_back():
             found.append(held())
         return found
 
+    def steps():
+        (used, free), (used_after, free_after) = life(2000)
+        assert used_after <= used
+        return free, free_after
+
+    def lives():
+        (used, free), _, (used_after, free_after) = held(), life(100), held()
+        assert used_after <= used
+        return free, free_after
+
     life(1)  # libraries are loaded, kernels compiled
-    before = held()
-    first, last = life(2000)
-    after = held()
-    assert last[0] <= first[0] and last[1] >= first[1] - (2 << 20)
-    assert after[0] <= before[0] and after[1] >= before[1] - (2 << 20)
+    assert flat(steps)
+    assert flat(lives)
 
 
 def test_a_large_result_is_written_where_the_caller_has_it():
@@ -177,7 +194,7 @@ def test_a_large_result_is_written_where_the_caller_has_it():
     arrays = [on.upload(np.random.default_rng(i).standard_normal((512, 1024)).astype(np.float32)) for i in range(2)]
     kept = [plan(a) for a in arrays for _ in range(3)]
     [bound] = [b for arena in plan._arenas._idle for b in arena.bound.values()]
-    assert [late.number for late in bound.late] == [1]
+    assert [late.number for late in bound.late] == [0, 1]
     for i, results in enumerate(kept):
         np.testing.assert_allclose(results[1].get(), np.exp(arrays[i // 3].get() * 2), rtol=1e-5)
         np.testing.assert_array_equal(results[0].get(), kept[3 * (i // 3)][0].get())

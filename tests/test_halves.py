@@ -40,6 +40,11 @@ def chains(rng):
     turned = ops.matmul(rms, ops.transpose(weights(rng, 8, 16), perm=(1, 0)))
     found = [normal, rms, hidden, turned, ops.layer_norm(x, axis=1), ops.softmax(x, axis=-1), ops.tanh(x), ops.sigmoid(x)]
     found += [getattr(ops, name)(hidden) for name in ("relu", "gelu", "gelu_tanh", "swish", "hard_swish", "abs", "neg")]
+    found += [
+        ops.maximum(hidden, g.constant(F.type(0))),
+        ops.minimum(ops.maximum(rms, ops.tanh(x)), normal),
+        hidden * ops.tanh(hidden),
+    ]
     found += [normal + ops.tanh(x), normal - rms, ops.reshape(normal, shape=(24, 16)), ops.reshape(normal, shape=(96, 4))]
     found += [ops.transpose(normal, perm=(2, 0, 1)), ops.slice(hidden, starts=(0, 0, 2), sizes=(4, 6, 5), steps=(1, 1, 1))]
     found += [ops.matmul(ops.relu(hidden), weights(rng, 24, 3)), ops.expand(ops.tanh(x), shape=(2, 4, 6, 16))]

@@ -30,7 +30,7 @@ def bounds_of(graph: Graph) -> dict[Value, Bound]:
     for node in graph.nodes:
         rule = None if node.known else RULES.get(node.op.name)
         bound = None if rule is None else rule(node, at)
-        if bound is not None:
+        if bound is not None and bound.most < math.inf:
             value = node.outputs[0]
             root = math.sqrt(value.shape[-1] if value.rank else 1)
             found[value] = Bound(bound.most, min(bound.norm, bound.most * root))
@@ -113,10 +113,15 @@ def _product(node: Node, at: At) -> Bound | None:
     return Bound(found.norm * known_bound(b, turned=True).norm + offset, math.inf)
 
 
-def _sum(node: Node, at: At) -> Bound | None:
-    parts = [at(v) for v in node.inputs]
-    known = [p for p in parts if p is not None]
-    return Bound(sum(p.most for p in known), math.inf) if len(known) == len(parts) else None
+def _of_all(combine: Callable[[list[float]], float]) -> Callable[[Node, At], Bound | None]:
+    """By what the largest elements of all operands make, where something is known of each."""
+
+    def rule(node: Node, at: At) -> Bound | None:
+        parts = [at(v) for v in node.inputs]
+        known = [p.most for p in parts if p is not None]
+        return Bound(combine(known), math.inf) if len(known) == len(parts) else None
+
+    return rule
 
 
 RULES: dict[str, Callable[[Node, At], Bound | None]] = {
@@ -124,8 +129,9 @@ RULES: dict[str, Callable[[Node, At], Bound | None]] = {
     "rms_norm": _norm,
     "matmul": _product,
     "linear": _product,
-    "add": _sum,
-    "sub": _sum,
+    **dict.fromkeys(("add", "sub"), _of_all(sum)),
+    **dict.fromkeys(("maximum", "minimum"), _of_all(max)),
+    "mul": _of_all(math.prod),
     **dict.fromkeys(("softmax", "sigmoid", "tanh", "erf"), _unit),
     **dict.fromkeys(("relu", "gelu", "gelu_tanh", "swish", "hard_swish", "abs", "neg"), _first),
     **dict.fromkeys(("reshape", "transpose", "slice", "expand"), _moved),
