@@ -42,7 +42,7 @@ class Course(NamedTuple):
     lr: float
 
 
-def words(step: int, batch: int = 32, length: int = 128, each: int = 100) -> Batch:
+def words(step: int, batch: int = 32, length: int = 128, each: int = 1000) -> Batch:
     """Sequences of words of two sets; the label says which set two of three words are from."""
     rng = np.random.default_rng((1, step))
     labels = rng.integers(0, 2, batch)
@@ -66,7 +66,7 @@ def _partly_wrong(rng: np.random.Generator, labels: np.ndarray, classes: int) ->
 
 
 COURSES = {
-    "bert": Course(NETWORKS["bert-base s128"], words, 1e-4),
+    "bert": Course(NETWORKS["bert-base s128"], words, 5e-5),
     "resnet50": Course(NETWORKS["resnet50"], patterns, 0.02),
 }
 
