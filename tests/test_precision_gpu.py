@@ -103,9 +103,9 @@ def attention_of_rounded(q, k, v, dy, scale):
     r = rounded
     s = scale * (r(q) @ r(k).swapaxes(2, 3))
     e = np.exp(s - s.max(-1, keepdims=True))
-    p = e / e.sum(-1, keepdims=True)
-    y = r(e) @ r(v) / e.sum(-1, keepdims=True)
-    ds = p * (r(dy) @ r(v).swapaxes(2, 3) - (dy * y).sum(-1, keepdims=True))
+    p = e / r(e).sum(-1, keepdims=True)
+    y = r(e) @ r(v) / r(e).sum(-1, keepdims=True)
+    ds = p * (r(dy) @ r(v).swapaxes(2, 3) - (r(dy) * y).sum(-1, keepdims=True))
     return y, scale * (r(ds) @ r(k)), scale * (r(ds).swapaxes(2, 3) @ r(q)), r(p).swapaxes(2, 3) @ r(dy)
 
 
@@ -119,9 +119,13 @@ def attention_exactly(q, k, v, dy, scale):
 
 
 @pytest.mark.parametrize("length", [128, 197])
-def test_attention(length):
+@pytest.mark.parametrize("alike", [0.0, 5.0])
+def test_attention(length, alike):
+    """alike: how large what all keys, and all values, have in common is: gradients are made of what they do not."""
     rng = np.random.default_rng(0)
     q, k, v, dy = (0.5 * drawn(rng, 4, 12, length, 64) for _ in range(4))
+    k, v = (x + np.float32(alike) * 0.5 * drawn(rng, 1, 12, 1, 64) for x in (k, v))
+    q = q / np.float32(1 + alike)
     values = [g.input(TensorType(q.shape, F)) for _ in range(4)]
     y = ops.attention(*values[:3], scale=0.125)
     found = on_gpu(Graph(values, [y, *grad([y], values[:3], [values[3]])]), [q, k, v, dy])

@@ -72,7 +72,8 @@ __device__ __forceinline__ void attend(Rows& rows, const float (&k)[TILE][D + 4]
       #pragma unroll
       for (int i = 0; i < GROUPS * 2; i++) {
         float& x = s[span][i / 2][2 * half + i % 2];
-        x = power(x - base);
+        // What values are multiplied by is what must add up to 1: where weights are alike, rounding them all errs one way.
+        x = held(power(x - base));
         sum += x;
       }
       rows.sum[span][half] = sum;

@@ -149,11 +149,12 @@ QUERIES_FIRST = f"""{START}
     const int row = first + g + half * 8;
     float delta = 0.0f, level = 0.0f;
     if (row < n) {{
+      // dy is rounded as in the products with values, which this is the mean of: what all of these have in common goes.
       // A query that no mask leaves anything, be it by large numbers alone, sends nothing back.
       level = sums[(size_t)place.head * n + row];
       level = level < -1e30f ? infinity() : level * LOG2E;
       #pragma unroll
-      for (int i = 0; i < DV / 4; i++) delta += dy[row * dy_l + i * 4 + j] * y[row * y_l + i * 4 + j];
+      for (int i = 0; i < DV / 4; i++) delta += held(dy[row * dy_l + i * 4 + j]) * y[row * y_l + i * 4 + j];
     }}
     delta += __shfl_xor_sync(0xffffffffu, delta, 1);
     delta += __shfl_xor_sync(0xffffffffu, delta, 2);
