@@ -1,4 +1,4 @@
-"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into another, match patterns. Passes use these."""
+"""Graph → Graph: rebuild by a rule, substitute Values, inline a graph into others, match patterns. Passes use these."""
 
 from __future__ import annotations
 
@@ -75,13 +75,43 @@ def inline(graph: Graph, arguments: Sequence[Value | None]) -> tuple[Value, ...]
     """The graph's outputs, with its inputs replaced by `arguments`. Nodes without a source get that of whoever inlines."""
     new: dict[Value, Value | None] = dict(zip(graph.inputs, arguments, strict=True))
     for node in graph.nodes:
-        if node.op is INPUT:
-            continue
-        inputs = tuple([None if v is None else new[v] for v in node.inputs])
-        with contextlib.nullcontext() if node.source is None else sourced(node.source):
-            results = node.outputs if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types).outputs
-        new.update(zip(node.outputs, results, strict=True))
+        if node.op is not INPUT:
+            _copy(node, new)
     return tuple([new[v] for v in graph.outputs])  # type: ignore[misc]
+
+
+def _copy(node: Node, new: dict[Value, Value | None]) -> None:
+    """The same application to what its operands have become."""
+    inputs = tuple([None if v is None else new[v] for v in node.inputs])
+    with contextlib.nullcontext() if node.source is None else sourced(node.source):
+        results = node.outputs if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types).outputs
+    new.update(zip(node.outputs, results, strict=True))
+
+
+class Template:
+    """A graph to be inlined again and again. `same`: what replaces the inputs that never differ; nodes that depend on these
+    alone are there once for all copies. `template(*arguments)`: the outputs for arguments of the other inputs, in order."""
+
+    def __init__(self, graph: Graph, same: Mapping[Value, Value]) -> None:
+        self._outputs = graph.outputs
+        self._inputs = [v for v in graph.inputs if v not in same]
+        self._same: dict[Value, Value | None] = dict(same)
+        self._rest: list[Node] = []
+        differing: set[Value | None] = set(self._inputs)
+        for node in graph.nodes:
+            if node.op is INPUT:
+                continue
+            if differing.isdisjoint(node.inputs):
+                _copy(node, self._same)
+            else:
+                differing.update(node.outputs)
+                self._rest.append(node)
+
+    def __call__(self, *arguments: Value) -> tuple[Value, ...]:
+        new = {**self._same, **dict(zip(self._inputs, arguments, strict=True))}
+        for node in self._rest:
+            _copy(node, new)
+        return tuple([new[v] for v in self._outputs])  # type: ignore[misc]
 
 
 class Pattern:

@@ -13,6 +13,7 @@ from flamert.graph import Graph, TensorType, input
 from flamert.ops.evaluate import evaluate
 from flamert.passes import pipeline
 from flamert.passes.updates import without_updates
+from flamert.rewrite import Template
 from flamert.runtime.device import device
 from flamert.training.garbage import OBJECTS, seldom_collected
 from tests.test_builders import TINY, drawn, stirred
@@ -66,6 +67,24 @@ def test_most_of_a_step_is_updates():
     after = without_updates(graph, updates, eligible, lambda rest: seen.append(rest) or rest)
     assert len(seen[0].nodes) < len(graph.nodes) / 2
     assert len(after.nodes) == len(graph.nodes)
+
+
+def test_what_updates_have_in_common_is_written_once():
+    """Adam's corrections are powers of the step's number: two for each shape, however many parameters have it."""
+    graph, updates = step_graph(TINY["vit"], {"optimizer": fr.optim.AdamW(1e-3)})
+    shapes = {v.shape for v in graph.outputs[-updates:] if v.dtype == np.float32}
+    assert len(shapes) < updates / 6
+    powers = [n for n in graph.nodes if n.op.name == "exp" and n.types[0].shape == ()]
+    assert len(powers) == 2 * len(shapes)
+
+
+def test_a_template_keeps_what_no_argument_reaches():
+    x, rate, outer, y = (input(TensorType((3,), np.dtype(np.float32)), n) for n in ("x", "rate", "outer", "y"))
+    power = ops.exp(rate)
+    template = Template(Graph([x, rate], [x * power, power]), {rate: outer})
+    (a, kept), (b, again) = template(x), template(y)
+    assert a.node.inputs == (x, kept) and b.node.inputs == (y, kept)
+    assert again is kept and kept.node.inputs == (outer,)
 
 
 def test_what_others_read_and_what_is_no_chain_stays():

@@ -18,7 +18,7 @@ from flamert.model import Model
 from flamert.optim.clip import global_norm
 from flamert.optim.optimizer import Optimizer
 from flamert.passes.pipeline import lower
-from flamert.rewrite import inline
+from flamert.rewrite import Template, inline
 from flamert.training.state import Draft, State
 
 STEPS, CALLS, BAD = "flamert/steps", "flamert/calls", "flamert/bad"
@@ -274,25 +274,46 @@ def _update(draft: Draft, grads: Mapping[str, Value], recipe: Recipe, good: Valu
     """Write the optimizer's update of every parameter that has a gradient, its state and its moving average."""
     steps = draft.read(STEPS)
     before = ops.cast(steps, to=dtypes.float32)
-    scale = None
+    common = {"step": before + 1.0, "good": good}
     if recipe.clip_norm is not None:
         # PyTorch's formula, small summand included.
-        scale = ops.minimum(recipe.clip_norm / (global_norm(list(grads.values())) + 1e-6), 1.0)
+        common["scale"] = ops.minimum(recipe.clip_norm / (global_norm(list(grads.values())) + 1e-6), 1.0)
     rates: dict[Any, Value] = {}
+    written: dict[Any, Template] = {}
     for name, gradient in grads.items():
         options = recipe.optimizer.options(name)
         lr = rates.setdefault(options["lr"], recipe.optimizer.schedule(name).value(before))
         held = draft.read(name)
-        gradient = gradient if scale is None else gradient * _as(scale, gradient.dtype)
-        slots = {key: draft.read(slot(key, name)) for key in recipe.optimizer.init(held.type, options)}
-        new, moved = recipe.optimizer.update(held, gradient, slots, lr, before + 1.0, options)
-        draft.write(name, ops.where(good, new, held))
-        for key, value in moved.items():
-            draft.write(slot(key, name), ops.where(good, value, slots[key]))
-        if recipe.ema is not None:
-            kept = draft.read(average(name))
-            draft.write(average(name), ops.where(good, kept * recipe.ema + new * (1 - recipe.ema), kept))
+        names = [name, *[slot(key, name) for key in recipe.optimizer.init(held.type, options)]]
+        names += [] if recipe.ema is None else [average(name)]
+        alike = (held.type, gradient.type, lr, *[(key, repr(value)) for key, value in options.items() if key != "lr"])
+        if alike not in written:
+            written[alike] = _update_of(held.type, gradient.type, options, recipe, {"lr": lr, **common})
+        moved = written[alike](gradient, *map(draft.read, names))
+        for each, value in zip(names, moved, strict=True):
+            draft.write(each, value)
     draft.write(STEPS, ops.where(good, steps + 1, steps))
+
+
+def _update_of(
+    held: TensorType, flow: TensorType, options: Mapping[str, Any], recipe: Recipe, common: Mapping[str, Value]
+) -> Template:
+    """The update of parameters of one type and the same options: (gradient, parameter, the optimizer's state, average if there
+    is one) → what these become, but for the gradient. common: the rate, the step's number, whether it counts, what gradients
+    are scaled by.
+    """
+    shared = {name: g.input(value.type, name) for name, value in common.items()}
+    gradient, param = g.input(flow), g.input(held)
+    slots = {key: g.input(TensorType(x.shape, x.dtype)) for key, x in recipe.optimizer.init(held, options).items()}
+    scaled = gradient * _as(shared["scale"], flow.dtype) if "scale" in shared else gradient
+    new, moved = recipe.optimizer.update(param, scaled, slots, shared["lr"], shared["step"], options)
+    olds, news = [param, *slots.values()], [new, *[moved[key] for key in slots]]
+    if recipe.ema is not None:
+        olds.append(kept := g.input(held))
+        news.append(kept * recipe.ema + new * (1 - recipe.ema))
+    counted = [ops.where(shared["good"], after, before) for after, before in zip(news, olds, strict=True)]
+    same = {v: common[name] for name, v in shared.items()}
+    return Template(Graph([gradient, *olds, *shared.values()], counted), same)
 
 
 def _as(value: Value, dtype: np.dtype) -> Value:
