@@ -14,7 +14,7 @@ Rule = Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | None]
 
 def rebuild(graph: Graph, rule: Rule) -> Graph:
     """Apply `rule` to every node, operands first. A node whose operands and op stay the same stays the same object."""
-    new: dict[Value | None, Value | None] = {None: None}
+    new: dict[Value | None, Value | None] = {}
     """Only what has changed."""
     with sourced(None) as source:
         last = None
@@ -22,15 +22,15 @@ def rebuild(graph: Graph, rule: Rule) -> Graph:
             if node.op is INPUT:
                 continue
             inputs = node.inputs
-            if len(new) > 1 and inputs:
+            if not new.keys().isdisjoint(inputs):
                 inputs = tuple([new.get(v, v) for v in inputs])
             if node.source is not last:
                 source(last := node.source)
             results = rule(node, inputs)
-            if results is not None:
+            if results is None:
+                results = node.outputs if inputs == node.inputs else with_inputs(node, inputs).outputs
+            if results is not node.outputs:
                 new.update(zip(node.outputs, results, strict=True))
-            elif inputs != node.inputs:
-                new.update(zip(node.outputs, with_inputs(node, inputs).outputs, strict=True))
     outputs = tuple([v if (value := new.get(v)) is None else value for v in graph.outputs])
     return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
 

@@ -73,10 +73,11 @@ __all__ = ["FAMILIES", "OPS", "Kernel", "Op", "composite", "kernel", "op"]
 for _family in (*FAMILIES, "cpu"):
     importlib.import_module(f"{__name__}.{_family}")
 
-globals().update({name: OPS[name] for name in OPS.keys() & globals().keys()})
+globals().update(OPS)
 
 
 def __getattr__(name: str) -> Any:
+    """An op that was registered later."""
     try:
         return OPS[name]
     except KeyError:

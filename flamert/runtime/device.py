@@ -20,6 +20,8 @@ from flamert.ops.cpu.shape import copier
 ALIGNMENT = 256
 """Bytes; every buffer of an arena starts on a multiple of it (wide loads on GPUs, cache lines on CPUs)."""
 
+STRAIGHT = 1 << 20
+"""Bytes from which on page-locked memory on the way to a GPU does not pay for one copy."""
 
 Made = TypeVar("Made")
 
@@ -98,8 +100,9 @@ class Device:
     def check(self) -> None:
         """Raise what kernels found wrong that could not say so at once, as far as they are done."""
 
-    def upload(self, array: np.ndarray) -> Any:
-        """A NumPy array as this device holds it. No copy is made where none is needed."""
+    def upload(self, array: np.ndarray, lasting: bool = False) -> Any:
+        """A NumPy array as this device holds it. No copy is made where none is needed. lasting: of weights and the like, which
+        are waited for; other arrays may still be on their way."""
         raise NotImplementedError
 
     def download(self, array: Any, dtype: np.dtype) -> np.ndarray:
@@ -158,7 +161,7 @@ class Host(Device):
     def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
         return np.ndarray(type.shape, type.dtype, memory, offset, strides)
 
-    def upload(self, array: np.ndarray) -> Any:
+    def upload(self, array: np.ndarray, lasting: bool = False) -> Any:
         return array
 
     def borrow(self, pointer: int, type: TensorType) -> Any:
@@ -232,10 +235,19 @@ class Cuda(Device):
     def view(self, memory: Any, offset: int, type: TensorType, strides: tuple[int, ...] | None = None) -> Any:
         return self.xp.ndarray(type.shape, storage(type.dtype), memory.data + offset, strides)
 
-    def upload(self, array: np.ndarray) -> Any:
+    def upload(self, array: np.ndarray, lasting: bool = False) -> Any:
         with self.xp.cuda.Device(self.index):
             held, type = array.view(storage(array.dtype)), TensorType(array.shape, array.dtype)
-            return self.afford(lambda: self.xp.asarray(held), array.nbytes, type)
+            straight = lasting and array.nbytes >= STRAIGHT and array.flags.c_contiguous
+            return self.afford(lambda: (self._straight if straight else self.xp.asarray)(held), array.nbytes, type)
+
+    def _straight(self, array: np.ndarray) -> Any:
+        """A copy that no memory is page-locked for, which would take longer than the copy itself."""
+        made = self.xp.empty(array.shape, array.dtype)
+        stream = self.xp.cuda.get_current_stream()
+        made.data.copy_from_host_async(array.ctypes.data, array.nbytes, stream)
+        stream.synchronize()
+        return made
 
     def adopt(self, array: Any) -> Any:
         with self.xp.cuda.Device(self.index):

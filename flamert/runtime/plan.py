@@ -203,7 +203,7 @@ class Plan:
 
     def _constant(self, node: Node) -> None:
         array = node.attrs["value"]
-        made = Derived.of(array, self.device.name, lambda: self.device.upload(array), self.cache, self._held)
+        made = Derived.of(array, self.device.name, lambda: self.device.upload(array, lasting=True), self.cache, self._held)
         self._places[node.outputs[0]] = Place(Storage(node.types[0], -1, made, constant=True), 0, None)
 
     def _alias(self, node: Node, time_: int) -> bool:

@@ -41,14 +41,14 @@ class State:
         if array.size > 1 and not any(array.strides):  # one number everywhere, which goes to a GPU as that
             self.arrays[name] = self.device.filled(array.shape, self.device.upload(array[(slice(1),) * array.ndim]))
         else:
-            self.arrays[name] = self.device.owned(self.device.upload(array))
+            self.arrays[name] = self.device.owned(self.device.upload(array, lasting=True))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A copy of an array's contents, on the host."""
         return np.array(self.device.download(self.arrays[name], self.types[name].dtype))
 
     def __setitem__(self, name: str, contents: Any) -> None:
-        self.arrays[name][...] = self.device.upload(np.asarray(contents, self.types[name].dtype))
+        self.arrays[name][...] = self.device.upload(np.asarray(contents, self.types[name].dtype), lasting=True)
 
     def __contains__(self, name: object) -> bool:
         return name in self.types
