@@ -2,6 +2,10 @@
 
 import pytest
 
+from flamert.passes import stored
+
+stored.KEEPS = False  # what passes make of a graph is asked of the passes, not of the disk
+
 
 def pytest_collection_modifyitems(items):
     gpu = [item for item in items if item.get_closest_marker("gpu")]

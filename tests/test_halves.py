@@ -168,7 +168,7 @@ def test_what_has_no_bound_stays_as_it_is():
 class Where:
     """As much of a GPU as passes ask."""
 
-    backend, name, deterministic = "cupy", "cuda:0", False
+    backend, name, deterministic, tunes = "cupy", "cuda:0", False, False
 
     def __init__(self, allow_tf32):
         self.allow_tf32 = allow_tf32

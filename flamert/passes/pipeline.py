@@ -49,6 +49,7 @@ from flamert.passes.row_sums import sum_rows
 from flamert.passes.row_views import views_first
 from flamert.passes.rows import fuse_rows, open_rows
 from flamert.passes.simplify import simplify
+from flamert.passes.stored import stored
 from flamert.passes.straighten import straighten
 from flamert.passes.updates import without_updates
 from flamert.passes.views import settle_views
@@ -109,6 +110,11 @@ def prepare(
 ) -> Graph:
     """A graph as the importer made it → as the planner should see it. precision: one of `PRECISIONS`. updates: how many of the
     outputs, at their end, are what state becomes."""
+    make = partial(_prepared, graph, device, cache, precision, updates)
+    return stored(graph, make, device.signature, precision, updates) if device.tunes else make()
+
+
+def _prepared(graph: Graph, device: Device, cache: dict[Any, Any], precision: str | None, updates: int) -> Graph:
     passes = inference(device, cache, precision)
     graph = applied(passes.first, graph)
     graph = without_updates(graph, updates, _elementwise(device.backend), partial(applied, passes.between))

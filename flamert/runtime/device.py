@@ -44,6 +44,11 @@ class Device:
     allow_tf32: bool | None = False
     """Whether products of float32 may round their operands to TF32; None: those of convolutions only."""
 
+    @functools.cached_property
+    def signature(self) -> tuple[Any, ...]:
+        """What passes depend on besides a graph."""
+        return self.name, self.allow_tf32
+
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory for an arena. Raises MemoryError."""
         raise NotImplementedError
@@ -196,6 +201,13 @@ class Cuda(Device):
     def allocate(self, nbytes: int) -> Any:
         with self.xp.cuda.Device(self.index):
             return self.xp.empty(max(nbytes, 1), self.xp.uint8)
+
+    @functools.cached_property
+    def signature(self) -> tuple[Any, ...]:
+        from flamert.ops.cuda import cudnn, tuning
+
+        installed = self.xp.__version__, self.xp.cuda.runtime.runtimeGetVersion(), cudnn.available()
+        return tuning.machine(self.index), *installed, self.allow_tf32, self.deterministic
 
     def reclaim(self) -> None:
         with self.xp.cuda.Device(self.index) as here:

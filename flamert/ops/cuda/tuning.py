@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from flamert.about import VERSION
+from flamert.kept import folder
 from flamert.ops.cuda.launch import compiled
 
 REPEATS = 5
@@ -36,12 +37,6 @@ APART = 0.02
 
 CLOSE, FINALISTS = 1.3, 6
 """How many times the shortest time still counts as close, and how many of these are timed again."""
-
-
-def folder() -> str:
-    """Where flamert keeps what it can make again: $FLAMERT_CACHE, or flamert in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.environ.get("FLAMERT_CACHE") or os.path.join(base, "flamert")
 
 
 class Choices:
@@ -88,12 +83,16 @@ class Choices:
 @functools.cache
 def choices(library: str, version: int, device: int) -> Choices:
     """Those for one library on one device. They hold for that version, driver and kind of GPU alone."""
+    return Choices(os.path.join(folder(), f"{library}-{version}-{machine(device)}-{VERSION}.jsonl"))
+
+
+@functools.cache
+def machine(device: int) -> str:
+    """A device's kind and its driver."""
     import cupy
 
     properties = cupy.cuda.runtime.getDeviceProperties(device)
-    kind = properties["name"].decode().replace(" ", "-")
-    driver = cupy.cuda.runtime.driverGetVersion()
-    return Choices(os.path.join(folder(), f"{library}-{version}-{kind}-{driver}-{VERSION}.jsonl"))
+    return f"{properties['name'].decode().replace(' ', '-')}-{cupy.cuda.runtime.driverGetVersion()}"
 
 
 def sound(candidates: Sequence[Callable[[], Any]], result: Callable[[], Any], xp: Any) -> list[int]:
