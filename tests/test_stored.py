@@ -214,3 +214,20 @@ def test_a_plan_of_a_kept_graph_trains_alike(monkeypatch, cache):
         kept.append({path.name for path in cache.iterdir()})
     assert losses[0] == losses[1]
     assert kept[0] == kept[1] != set()
+
+
+@pytest.mark.gpu
+def test_a_second_process_on_a_gpu_makes_no_graph(monkeypatch):
+    made = []
+    make = pipeline._prepared
+    monkeypatch.setattr(pipeline, "_prepared", lambda *args: made.append(1) or make(*args))
+    feeds, losses, counts = drawn(TINY["vit"], 2), [], []
+    for _ in range(2):
+        made.clear()
+        trainer = fr.Trainer(
+            stirred(fr.load(TINY["vit"].proto(), device="cuda")), squares, fr.optim.Adam(0.01), precision="bf16"
+        )
+        losses.append([float(trainer.step(feeds)) for _ in range(4)])
+        counts.append(len(made))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    assert counts[0] > counts[1] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import ml_dtypes
@@ -106,5 +107,7 @@ def _fits(v: Value, to: np.dtype) -> bool:
     if array is None or not array.size:
         return False
     with np.errstate(all="ignore"):
-        largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
+        largest = max(-float(array.min()), float(array.max()))
+        if not math.isfinite(largest):
+            largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
     return largest <= float(ml_dtypes.finfo(to).max)
