@@ -1,22 +1,16 @@
-"""A binding of cuDNN's graphs, as far as convolutions and attention need it: arrays as they lie, own workspace, safe to
-capture. What was built for attention is kept on disk."""
+"""A binding of cuDNN's graphs, as far as convolutions need it: arrays as they lie, own workspace, safe to capture."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flamert import dtypes
-from flamert.about import VERSION
 from flamert.errors import DeviceError
-from flamert.kept import Kept
-from flamert.ops.cuda.tuning import machine
 
 WORKSPACE_BYTES = 128 << 20
 
@@ -203,41 +197,6 @@ def convolution(*args: Any, **options: Any) -> Convolution:
     return Convolution(*args, **options)
 
 
-class Built(NamedTuple):
-    """A graph that is ready to run. numbers: cuDNN's, of its tensors in the order of the arrays."""
-
-    graph: Any
-    numbers: tuple[int, ...]
-
-    def contents(self) -> bytes:
-        """All that another process needs to run it."""
-        return struct.pack(f"<{1 + len(self.numbers)}q", len(self.numbers), *self.numbers) + bytes(self.graph.serialize())
-
-    @classmethod
-    def of(cls, contents: bytes, device: int) -> Built:
-        """The graph of these contents. Raises anything, also of cuDNN's, where they are no such graph."""
-        (count,) = struct.unpack_from("<q", contents)
-        numbers = struct.unpack_from(f"<{count}q", contents, 8)
-        graph = _cudnn().pygraph(handle=_handle(device))
-        graph.deserialize(_handle(device), contents[8 * (1 + count) :])
-        return cls(graph, numbers)
-
-
-def ready(device: int, key: str, build: Callable[[], Built]) -> Built:
-    """What `build()` builds on this device, or what it has built there before, with the same libraries. To find out whether
-    an engine suits, and to load what that takes, costs longer than all the rest of a small model's start."""
-    kept = Kept("attention")
-    key = repr((VERSION, _cudnn().__version__, version(), machine(device), key))
-    contents = kept.find(key)
-    if contents is not None:
-        with contextlib.suppress(Exception):  # of whatever kind: it is built anew, and written over
-            return Built.of(contents, device)
-    built = build()
-    with contextlib.suppress(Exception):  # an engine that has no form on disk
-        kept.add(key, built.contents())
-    return built
-
-
 class Attention(NamedTuple):
     """softmax(scale · q·kᵀ + mask) · v, forward and backward, for operands [B, H, L, D] as they lie.
 
@@ -299,25 +258,18 @@ class Attention(NamedTuple):
         return graph.tensor(name=name, data_type=kind, dim=list(t.dims), stride=list(t.strides))
 
     @functools.lru_cache(256)  # noqa: B019 (they are few, and small)
-    def _built(self) -> Built:
-        """The graph of the forward pass."""
-        return ready(self.device, repr(("forward", self)), self._build)
-
-    def _build(self) -> Built:
+    def _built(self) -> tuple[Any, list[Any]]:
+        """The graph of the forward pass, and its tensors in the order of the arrays."""
         graph, given, options = self._graph()
         y, sums = graph.sdpa(name="sdpa", **given, generate_stats=self.stats, **options)
         _result(y, self.result).set_data_type(self._io)
         if self.stats:
             sums.set_output(True).set_data_type(_cudnn().data_type.FLOAT)
-        return self._planned(graph, [*given.values(), y, *([sums] if self.stats else [])])
+        return self._planned(graph), [*given.values(), y, *([sums] if self.stats else [])]
 
     @functools.lru_cache(256)  # noqa: B019
-    def _built_back(self, lie: tuple[Tensor, ...], deterministic: bool) -> Built:
+    def _built_back(self, lie: tuple[Tensor, ...], deterministic: bool) -> tuple[Any, list[Any]]:
         """The graph of the backward pass. lie: dy, stats, dq, dk, dv."""
-        build = functools.partial(self._build_back, lie, deterministic)
-        return ready(self.device, repr(("backward", self, lie, deterministic)), build)
-
-    def _build_back(self, lie: tuple[Tensor, ...], deterministic: bool) -> Built:
         graph, given, options = self._graph()
         flows = {
             "o": self._tensor(graph, "o", self.result),
@@ -329,9 +281,9 @@ class Attention(NamedTuple):
         )
         for t, lies in zip(results, lie[2:], strict=True):
             _result(t, lies).set_data_type(self._io)
-        return self._planned(graph, [*given.values(), *flows.values(), *results])
+        return self._planned(graph), [*given.values(), *flows.values(), *results]
 
-    def _planned(self, graph: Any, tensors: Sequence[Any]) -> Built:
+    def _planned(self, graph: Any) -> Any:
         try:
             graph.validate()
             graph.build_operation_graph()
@@ -340,11 +292,13 @@ class Attention(NamedTuple):
             graph.build_plans()
         except Exception as error:
             raise DeviceError(f"cuDNN has no attention for {self.operands}: {error}") from error
-        return Built(graph, tuple([int(t.get_uid()) for t in tensors]))
+        return graph
 
-    def _launch(self, built: Built, arrays: Sequence[Any], work: Any, stream: Callable[[], Any]) -> Callable[[], None]:
-        graph = built.graph
-        pointers = {number: x.data.ptr for number, x in zip(built.numbers, arrays, strict=True)}
+    def _launch(
+        self, built: tuple[Any, list[Any]], arrays: Sequence[Any], work: Any, stream: Callable[[], Any]
+    ) -> Callable[[], None]:
+        graph, tensors = built
+        pointers = {t: x.data.ptr for t, x in zip(tensors, arrays, strict=True)}
         cudnn, handle, workspace = _cudnn(), _handle(self.device), work.data.ptr
         if graph.get_workspace_size() > work.nbytes:
             raise DeviceError(f"cuDNN's attention wants {graph.get_workspace_size()} bytes of scratch, there are {work.nbytes}")
