@@ -11,8 +11,9 @@ it is no less than the time to read the weights once. Errors are relative to PyT
 inputs where each gives few numbers, and of the gradients of a few weights. Peak memory and the time of the first call come from
 processes of each runtime's own, with caches of their own: one that finds them empty, and one that finds what the first has
 left there. That time begins with the network in host memory, a module or a file, and the runtime imported, and ends with the
-first result. With --no-memory the table has what each runtime's allocator holds, in the row's process; with --only-memory
-nothing else is found out, by each runtime in a process of its own, --together of them at a time.
+first result. With --no-memory the table has what each runtime's allocator holds, in the row's process. With --only-memory
+nothing else is found out, by each runtime in a process of its own, and with --only-errors nothing but errors, of ours and of
+PyTorch as it is; --together of these processes run at a time.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_networks import NETWORKS
-from benchmarks.gpu_rows import COMPILED, PRECISIONS, RUNTIMES, WARM, Task, allocated, entered, measured, trim
+from benchmarks.gpu_rows import COMPILED, PRECISIONS, RUNTIMES, WARM, Task, allocated, compared, entered, measured, trim
 
 FLAGS = ("--no-compile", "--default", "--max-autotune", "--no-memory", "--no-errors")
 """What a row's own process is told as well."""
@@ -50,7 +51,7 @@ def main() -> None:
         print(json.dumps(_row(options)))
         return
     rows, failed = [], False
-    find = _held if options.only_memory else _measured
+    find = _held if options.only_memory else _judged if options.only_errors else _measured
     for task, row in find(list(_tasks(options)), options):
         label = f"{task.name} {task.mode} {task.precision} b{task.batch}"
         if isinstance(row, str):  # the other rows are worth having all the same
@@ -58,12 +59,12 @@ def main() -> None:
             failed = True
             continue
         rows.append(row)
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.endswith(("_ms", "_mib")))
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.endswith(("_ms", "_mib", "_ratio")))
         print(f"{label}: {shown}", file=sys.stderr, flush=True)
         if options.json:
             Path(options.json).write_text(json.dumps(rows, indent=1))
     if rows and not options.only_memory:
-        show(rows)
+        (show_errors if options.only_errors else show)(rows)
     sys.exit(failed)
 
 
@@ -83,11 +84,8 @@ def _held(tasks: list[Task], options: argparse.Namespace) -> Iterator[tuple[Task
     """What each runtime's allocator holds after a few steps, for each task, or what went wrong."""
 
     def one(task: Task, runtime: str) -> int | str:
-        command = [sys.executable, "-m", "benchmarks.gpu", "--child", runtime, *_spelled(task)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            return "".join(done.stderr.strip().splitlines()[-1:]) or f"ended with {done.returncode}"
-        return int(json.loads(done.stdout.strip().splitlines()[-1])["pool_mib"])
+        found = _found("--child", runtime, *_spelled(task))
+        return found if isinstance(found, str) else int(found["pool_mib"])
 
     with ThreadPoolExecutor(options.together) as pool:
         running = [(task, {r: pool.submit(one, task, r) for r in _runtimes(options, task.mode)}) for task in tasks]
@@ -95,6 +93,24 @@ def _held(tasks: list[Task], options: argparse.Namespace) -> Iterator[tuple[Task
             found = {f"{runtime}_pool_mib": part.result() for runtime, part in parts.items()}
             wrong = next((said for said in found.values() if isinstance(said, str)), None)
             yield task, wrong or {**_described(task), **found}
+
+
+def _judged(tasks: list[Task], options: argparse.Namespace) -> Iterator[tuple[Task, dict[str, Any] | str]]:
+    """Each task's errors, or what went wrong, as soon as they are known."""
+    with ThreadPoolExecutor(options.together) as pool:
+        how = ("--child", "errors", "--reference", options.reference)
+        running = {pool.submit(_found, *how, *_spelled(task)): task for task in tasks}
+        for done in as_completed(running):
+            yield running[done], done.result()
+
+
+def _found(*arguments: str) -> dict[str, Any] | str:
+    """What a process of this program's finds out, or what it complained about."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        return "".join(done.stderr.strip().splitlines()[-1:]) or f"ended with {done.returncode}"
+    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
 
 
 class _Child:
@@ -162,6 +178,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--no-memory", action="store_true", help="leave out what needs processes of their own")
     parser.add_argument("--only-memory", action="store_true", help="find out nothing but what allocators hold")
     parser.add_argument("--no-errors", action="store_true", help="leave out the comparison with float64")
+    parser.add_argument("--only-errors", action="store_true", help="find out nothing but errors")
     parser.add_argument("--reference", choices=("cpu", "cuda"), default="cpu", help="where float64 is computed")
     parser.add_argument("--large", action="store_true", help="the larger batch only")
     parser.add_argument("--together", type=int, default=1, metavar="N", help="rows that are prepared at a time")
@@ -205,9 +222,12 @@ def _memory(task: Task, runtimes: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def _alone(options: argparse.Namespace) -> dict[str, float]:
+def _alone(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    if options.child == "errors":
+        task = _task(options)
+        return _described(task) | compared(task, ("flamert", "eager"), options.reference)
     ready = entered(_task(options), options.child)
     torch.zeros(1).cuda()
     free = torch.cuda.mem_get_info()[0]
@@ -222,6 +242,19 @@ def _alone(options: argparse.Namespace) -> dict[str, float]:
     torch.cuda.synchronize()
     held = (free - torch.cuda.mem_get_info()[0]) >> 20
     return {"mib": held, "pool_mib": allocated(options.child) >> 20, "first_s": first}
+
+
+def show_errors(rows: list[dict[str, Any]]) -> None:
+    """A table of errors, and of how many times PyTorch's ours are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("row", "flamert", "eager", "ratio", "of gradients, at most")
+    for row in sorted(rows, key=lambda row: (row["mode"], row["network"], row["precision"], row["batch"])):
+        label = f"{row['network']} {row['mode']} {row['precision']} b{row['batch']}"
+        slopes = f"{row['gradient_ratio']:.2f}" if "gradient_ratio" in row else ""
+        table.add_row(label, f"{row['flamert_error']:.1e}", f"{row['eager_error']:.1e}", f"{row['error_ratio']:.2f}", slopes)
+    Console(width=200).print(table)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

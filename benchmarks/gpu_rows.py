@@ -308,6 +308,16 @@ def _timed(step: Callable[[], Any], runs: int) -> float:
     return float(start.elapsed_time(end)) / runs
 
 
+def compared(task: Task, runtimes: Sequence[str], reference: str) -> dict[str, Any]:
+    """Errors of the first result alone, and how many times those of PyTorch as it is ours are."""
+    row: dict[str, Any] = {}
+    for runtime in runtimes:
+        row |= errors(runtime, entered(task, runtime)(), _reference(task.name, task.mode, task.batch, reference))
+        trim()
+    row["error_ratio"] = row["flamert_error"] / row["eager_error"]
+    return row | ({"gradient_ratio": worst(row)} if task.train else {})
+
+
 def measured(task: Task, runtimes: Sequence[str], reference: str | None, ready: Callable[[], None]) -> dict[str, Any]:
     """Times, and errors of the first result, of all runtimes in one process. ready: called before the times are taken.
 
