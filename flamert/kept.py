@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 
-MOST = 256
-"""Files of one kind; the ones that were not asked for the longest make room for new ones."""
+MOST, ROOM = 256, 256 << 20
+"""Files of one kind, and their bytes; the ones that were not asked for the longest make room for new ones."""
 
 
 def folder() -> str:
@@ -56,7 +57,10 @@ class Kept:
     def _make_room(self) -> None:
         """Remove the oldest files, and what killed writers left."""
         with os.scandir(self.path) as found:
-            files = sorted((entry.stat().st_mtime_ns, entry.path) for entry in found if entry.is_file())
-        for _, path in files[:-MOST]:
-            with contextlib.suppress(OSError):  # another process was faster
-                os.remove(path)
+            files = [(entry.stat(), entry.path) for entry in found if entry.is_file()]
+        files.sort(key=lambda file: file[0].st_mtime_ns, reverse=True)
+        taken = itertools.accumulate(about.st_size for about, _ in files)
+        for i, (nbytes, (_, path)) in enumerate(zip(taken, files, strict=True)):
+            if i >= MOST or nbytes > ROOM:
+                with contextlib.suppress(OSError):  # another process was faster
+                    os.remove(path)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import flamert as fr
+import flamert.kept
 from flamert import dtypes, ops
 from flamert.graph import Graph, TensorType, constant, input, show, sourced
 from flamert.graph import Source as Where
@@ -194,13 +195,16 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(monkeypatch, tmp_pat
     assert found(chain())[1] and found(chain())[1]
 
 
-def test_old_files_make_room(cache):
+def test_old_files_make_room(cache, monkeypatch):
     kept = Kept("graphs")
     for i in range(MOST + 3):
         kept.add(str(i), b"x")
         os.utime(kept._file(str(i)), (i, i))
     assert len(list(cache.iterdir())) == MOST
     assert kept.find("0") is None and kept.find(str(MOST + 2)) == b"x"
+    monkeypatch.setattr(flamert.kept, "ROOM", 100)
+    kept.add("large", b"x" * 60)
+    assert {path.stat().st_size for path in cache.iterdir()} == {32 + 60}
 
 
 def test_a_plan_of_a_kept_graph_trains_alike(monkeypatch, cache):
