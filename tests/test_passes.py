@@ -720,3 +720,14 @@ def test_substitution_in_what_replaces():
     after = substitute(graph, {a: ops.abs(x), b: ops.sqrt(a)})
     assert [v.node.op.name for v in after.outputs] == ["sqrt", "abs"] and count(after) == {"input": 1, "abs": 1, "sqrt": 1}
     assert substitute(graph, {}).nodes == graph.nodes
+
+
+def test_large_constants_are_computed_at_once_and_equal_ones_once():
+    weights = [np.random.default_rng(i).standard_normal((700, 800)).astype(F32) for i in range(3)]
+    held = [g.constant(w) for w in weights]
+    x = g.input(TensorType((800,), F16))
+    graph = Graph([x], [ops.cast(w, to=F16) * x for w in (*held, held[0])] + [ops.cast(held[1], to=F16) * x])
+    found = [v.node.inputs[0].constant for v in fold(graph, {}).outputs]
+    assert found[3] is found[0] and found[4] is found[1]
+    for array, weight in zip(found, weights, strict=False):
+        np.testing.assert_array_equal(array, weight.astype(F16))

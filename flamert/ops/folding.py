@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Hashable
+from collections.abc import Container, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from flamert.ops.evaluate import evaluate
 
 SMALL = 1024
 """Bytes up to which constants are told apart by content, above by identity."""
+
+LARGE, AT_ONCE = 1 << 20, 16
+"""Bytes from which on arrays are worth a thread each, and threads."""
 
 
 class Folding:
@@ -28,16 +33,22 @@ class Folding:
         """
         if value.type.nbytes <= SMALL or value.dtype.hasobject:
             return evaluate([value])[0]
-        for node in topological([value]):
-            if node not in keys:
-                keys[node] = _key(node, keys)
-        key = (keys[value.node], value.index, seen)
+        key = _key_of(value, keys, seen)
         found = self._arrays.get(key)
         if found is None:
             found = _view(value) if seen else None
             found = self._arrays[key] = np.ascontiguousarray(evaluate([value])[0]) if found is None else found
             # Keys tell large constants apart by identity, so these must live as long as the array does.
             weakref.finalize(found, _release, value).atexit = False
+        return found
+
+    def arrays(self, values: Sequence[Value], keys: dict[Node, Hashable], seen: Container[Value]) -> list[Any]:
+        """The contents of several, as of `array`; different large ones are computed at once. NumPy lets go of Python's lock."""
+        large = {_key_of(v, keys, v in seen): v for v in values if v.type.nbytes >= LARGE and not v.dtype.hasobject}
+        with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
+            made = list(pool.map(lambda v: self.array(v, keys, seen=v in seen), large.values() if len(large) > 1 else ()))
+        found = [self.array(v, keys, seen=v in seen) for v in values]
+        del made  # what is not held on to would have been computed again
         return found
 
 
@@ -61,6 +72,13 @@ def _view(value: Value) -> np.ndarray | None:
 
 def _release(operands: Value) -> None:
     """What a finalizer holds on to until the array goes."""
+
+
+def _key_of(value: Value, keys: dict[Node, Hashable], seen: bool) -> Hashable:
+    for node in topological([value]):
+        if node not in keys:
+            keys[node] = _key(node, keys)
+    return keys[value.node], value.index, seen
 
 
 def _key(node: Node, keys: dict[Node, Hashable]) -> Hashable:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flamert import graph as g
@@ -14,9 +12,6 @@ from flamert.rewrite import rebuild
 
 LIMIT = 1 << 30
 """Bytes; larger results are computed when they are needed and not kept (a ConstantOfShape of terabytes, say)."""
-
-LARGE, AT_ONCE = 1 << 20, 16
-"""Bytes from which on results are worth a thread each, and threads."""
 
 
 def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
@@ -30,14 +25,7 @@ def fold(graph: Graph, cache: dict[Any, Any]) -> Graph:
     if not frontier:
         return graph
 
-    def array(v: Value) -> Any:
-        return folding.array(v, keys, seen=v in packed)
-
-    if sum([v.type.nbytes >= LARGE for v in frontier]) > 1:  # NumPy lets go of Python's lock
-        with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
-            arrays = list(pool.map(array, frontier))
-    else:
-        arrays = list(map(array, frontier))
+    arrays = folding.arrays(frontier, keys, packed)
     values = {v: g.constant(x) for v, x in zip(frontier, arrays, strict=True)}
 
     def rule(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
