@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p for p in (ROOT / "flamert").rglob("*.py"))
 
-LOWEST = {"about", "dtypes", "errors", "files", "limits", "graph"}
+LOWEST = {"about", "dtypes", "errors", "files", "kept", "limits", "graph"}
 OPS = LOWEST | {"rewrite", "ops"}
 RUNTIME = OPS | {"runtime"}
 MODEL = RUNTIME | {"grad", "passes", "optim", "differentiate", "feeds", "origin", "params", "model", "profile", "summary"}
