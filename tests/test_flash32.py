@@ -265,7 +265,7 @@ def planned(network, training):
     output = model.outputs[0].name
     weights = [name for name, x in model.params.items() if training and x.ndim]
     traced = model.trace(feeds, [output], frozenset(weights), lasting=True)
-    on, leaves = SimpleNamespace(backend="cupy", allow_tf32=True), list(traced.inputs.values())
+    on, leaves = SimpleNamespace(backend="cupy", allow_tf32=True, tunes=False), list(traced.inputs.values())
     outputs = [traced.values[output]]
     if training:
         [y] = lower(Graph(leaves, outputs), None, on, {}).outputs

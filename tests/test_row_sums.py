@@ -33,7 +33,7 @@ def value(*shape, dtype=F):
 class Cuda:
     """As much of a device as passes ask for."""
 
-    backend, allow_tf32 = "cupy", True
+    backend, allow_tf32, tunes = "cupy", True, False
 
 
 def network(kind, batch=6, length=9, width=64, depth=2):
