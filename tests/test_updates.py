@@ -63,7 +63,7 @@ def test_passes_make_of_a_step_what_they_make_of_it_whole(options, where):
 def test_most_of_a_step_is_updates():
     graph, updates = step_graph(TINY["vit"], OPTIMIZERS["adamw"])
     seen = []
-    eligible = pipeline._elementwise("numpy")
+    eligible = pipeline._elementwise("cupy")
     after = without_updates(graph, updates, eligible, lambda rest: seen.append(rest) or rest)
     assert len(seen[0].nodes) < len(graph.nodes) / 2
     assert len(after.nodes) == len(graph.nodes)
@@ -93,11 +93,11 @@ def test_what_others_read_and_what_is_no_chain_stays():
     new = held + ops.reduce_sum(y * 2.0, axes=(0, 1))
     graph = Graph([x, held], [y * 3.0, new, ops.sin(new)])
     seen = []
-    same = without_updates(graph, 2, pipeline._elementwise("numpy"), lambda rest: seen.append(rest) or rest)
+    same = without_updates(graph, 2, pipeline._elementwise("cupy"), lambda rest: seen.append(rest) or rest)
     assert [n.op.name for n in seen[0].nodes if n.inputs] == ["exp", "mul", "mul", "reduce_sum"]
     assert same.outputs == graph.outputs
     for n in (0, 1, 3):
-        without_updates(graph, n, pipeline._elementwise("numpy"), lambda rest: seen.append(rest) or rest)
+        without_updates(graph, n, pipeline._elementwise("cupy"), lambda rest: seen.append(rest) or rest)
     assert seen[1] is graph
 
 
