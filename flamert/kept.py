@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import os
-import secrets
+
+from flamert.errors import UnsafeModel
+from flamert.files import write_files
+
+log = logging.getLogger("flamert")
 
 MOST, ROOM = 256, 256 << 20
 """Files of one kind, and their bytes; the ones that were not asked for the longest make room for new ones."""
@@ -38,18 +43,12 @@ class Kept:
 
     def add(self, key: str, contents: bytes) -> None:
         """Keep this; a reader sees all of it or what was there before."""
-        path = self._file(key)
-        temporary = f"{path}.{secrets.token_hex(8)}"
         try:
             os.makedirs(self.path, exist_ok=True)
-            with open(temporary, "xb") as file:
-                file.write(hashlib.sha256(contents).digest())
-                file.write(contents)
-            os.replace(temporary, path)
+            write_files(self.path, {os.path.basename(self._file(key)): (hashlib.sha256(contents).digest(), contents)})
             self._make_room()
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
+        except (OSError, UnsafeModel) as error:
+            log.info("nothing is kept for the next process: %s", error)
 
     def _file(self, key: str) -> str:
         return os.path.join(self.path, hashlib.sha256(key.encode()).hexdigest())
