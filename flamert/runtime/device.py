@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -62,10 +63,8 @@ class Device:
 
         Raises OutOfMemory where that is not enough.
         """
-        try:
+        with contextlib.suppress(MemoryError):  # and on with it out here: the error holds on to what `make` had
             return make()
-        except MemoryError:
-            pass  # and on with it out here: the error holds on to what `make` had
         self.reclaim()
         try:
             return make()
