@@ -282,7 +282,9 @@ def _update(draft: Draft, grads: Mapping[str, Value], recipe: Recipe, good: Valu
     written: dict[Any, Template] = {}
     for name, gradient in grads.items():
         options = recipe.optimizer.options(name)
-        lr = rates.setdefault(options["lr"], recipe.optimizer.schedule(name).value(before))
+        if options["lr"] not in rates:
+            rates[options["lr"]] = recipe.optimizer.schedule(name).value(before)
+        lr = rates[options["lr"]]
         held = draft.read(name)
         names = [name, *[slot(key, name) for key in recipe.optimizer.init(held.type, options)]]
         names += [] if recipe.ema is None else [average(name)]
