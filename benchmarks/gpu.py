@@ -104,9 +104,9 @@ def _judged(tasks: list[Task], options: argparse.Namespace) -> Iterator[tuple[Ta
             yield running[done], done.result()
 
 
-def _found(*arguments: str) -> dict[str, Any] | str:
+def _found(*arguments: str, env: dict[str, str] | None = None) -> dict[str, Any] | str:
     """What a process of this program's finds out, or what it complained about."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], capture_output=True, text=True, env=env)
     if done.returncode:
         return "".join(done.stderr.strip().splitlines()[-1:]) or f"ended with {done.returncode}"
     row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -213,11 +213,9 @@ def _memory(task: Task, runtimes: Sequence[str]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="caches") as folder:
             places = {name: os.path.join(folder, name) for name in CACHES}
             for key in ("first_s", "warm_s"):
-                command = [sys.executable, "-m", "benchmarks.gpu", "--child", runtime, *_spelled(task)]
-                done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
-                if done.returncode:
-                    raise RuntimeError(done.stderr[-2000:])
-                found = json.loads(done.stdout.strip().splitlines()[-1])
+                found = _found("--child", runtime, *_spelled(task), env={**os.environ, **places})
+                if isinstance(found, str):
+                    raise RuntimeError(f"{runtime}: {found}")
                 row[f"{runtime}_{key}"], row[f"{runtime}_mib"] = found["first_s"], found["mib"]
     return row
 
